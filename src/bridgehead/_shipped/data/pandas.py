@@ -14,8 +14,8 @@ from typing import Any
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.registry import (
+        CONTAINER_COST,
         NONE,
-        PANDAS,
         DataReader,
         DataWriter,
         constructor,
@@ -144,14 +144,14 @@ def make_interval(reader: DataReader, left: Any, right: Any, closed: str) -> Any
     return library("pandas").Interval(left, right, closed)
 
 
-@constructor(None, None, cost=PANDAS)
+@constructor(None, None, cost=CONTAINER_COST)
 def make_datetimes(reader: DataReader, values: Any, zone: Any) -> Any:
     _check_times(reader, values, "M")
     index = library("pandas").DatetimeIndex(values, copy=False)
     return _localized(index, zone)._values  # not .array, which is read-only from pandas 3 on
 
 
-@constructor(None, cost=PANDAS)
+@constructor(None, cost=CONTAINER_COST)
 def make_timedeltas(reader: DataReader, values: Any) -> Any:
     _check_times(reader, values, "m")
     return library("pandas").TimedeltaIndex(values, copy=False)._values
@@ -166,7 +166,7 @@ def _check_times(reader: DataReader, values: Any, kind: str) -> None:
     reader.charge(values.nbytes)
 
 
-@constructor(None, str, cost=PANDAS)
+@constructor(None, str, cost=CONTAINER_COST)
 def make_periods(reader: DataReader, ordinals: Any, freq: str) -> Any:
     numpy, pandas = library("numpy"), library("pandas")
     fine = type(ordinals) is numpy.ndarray and ordinals.ndim == 1
@@ -174,7 +174,7 @@ def make_periods(reader: DataReader, ordinals: Any, freq: str) -> Any:
     return pandas.arrays.PeriodArray(ordinals, dtype=pandas.PeriodDtype(_frequency(freq)))
 
 
-@constructor(None, None, str, cost=PANDAS)
+@constructor(None, None, str, cost=CONTAINER_COST)
 def make_intervals(reader: DataReader, left: Any, right: Any, closed: str) -> Any:
     numpy, pandas = library("numpy"), library("pandas")
     times = (type(None), pandas.arrays.DatetimeArray, pandas.arrays.TimedeltaArray)
@@ -186,7 +186,7 @@ def make_intervals(reader: DataReader, left: Any, right: Any, closed: str) -> An
     return pandas.arrays.IntervalArray.from_arrays(left, right, closed)
 
 
-@constructor(None, None, bool, cost=PANDAS)
+@constructor(None, None, bool, cost=CONTAINER_COST)
 def make_categorical(reader: DataReader, codes: Any, categories: Any, ordered: bool) -> Any:
     numpy, pandas = library("numpy"), library("pandas")
     fine = type(codes) is numpy.ndarray and codes.dtype.kind == "i" and codes.ndim == 1
@@ -196,7 +196,7 @@ def make_categorical(reader: DataReader, codes: Any, categories: Any, ordered: b
     return pandas.Categorical.from_codes(codes, categories, ordered)
 
 
-@constructor(str, None, None, cost=PANDAS)
+@constructor(str, None, None, cost=CONTAINER_COST)
 def make_nullable(reader: DataReader, name: str, values: Any, mask: Any) -> Any:
     """Make a pandas array of numbers or booleans that has a mask."""
     numpy, pandas = library("numpy"), library("pandas")
@@ -212,7 +212,7 @@ def make_nullable(reader: DataReader, name: str, values: Any, mask: Any) -> Any:
     return getattr(pandas.arrays, name)(values, mask)
 
 
-@constructor(None, None, int, None, bool, cost=PANDAS)
+@constructor(None, None, int, None, bool, cost=CONTAINER_COST)
 def make_sparse(
     reader: DataReader, values: Any, places: Any, length: int, fill: Any, blocks: bool
 ) -> Any:
@@ -234,13 +234,13 @@ def make_sparse(
     return make(values, index, fill, kind, pandas.SparseDtype(values.dtype, fill))
 
 
-@constructor(str, bool, list, cost=PANDAS)
+@constructor(str, bool, list, cost=CONTAINER_COST)
 def make_strings(reader: DataReader, storage: str, nan: bool, items: Any) -> Any:
     need({str, NONE}.issuperset(map(type, items)), "items that are not strings")
     return library("pandas").array(items, dtype=_string_dtype(storage, nan))
 
 
-@constructor(bool, None, cost=PANDAS)
+@constructor(bool, None, cost=CONTAINER_COST)
 def make_arrow_strings(reader: DataReader, nan: bool, column: Any) -> Any:
     pyarrow = library("pyarrow")
     need(type(column) is pyarrow.ChunkedArray, "not a column of pyarrow")
@@ -259,20 +259,20 @@ def _string_dtype(storage: str, nan: bool) -> Any:
     return pandas.StringDtype(storage, na_value=library("numpy").nan)
 
 
-@constructor(None, cost=PANDAS)
+@constructor(None, cost=CONTAINER_COST)
 def make_arrow_column(reader: DataReader, column: Any) -> Any:
     need(type(column) is library("pyarrow").ChunkedArray, "not a column of pyarrow")
     return library("pandas").arrays.ArrowExtensionArray(column)
 
 
-@constructor(None, cost=PANDAS)
+@constructor(None, cost=CONTAINER_COST)
 def make_numpy_column(reader: DataReader, values: Any) -> Any:
     pandas = library("pandas")
     need(type(_column(pandas, values)) is library("numpy").ndarray, "not an array of numpy")
     return pandas.arrays.NumpyExtensionArray(values)
 
 
-@constructor(None, cost=PANDAS)
+@constructor(None, cost=CONTAINER_COST)
 def make_pandas_dtype(reader: DataReader, values: Any) -> Any:
     """Return a dtype; it crosses as an empty array of that dtype."""
     pandas = library("pandas")
@@ -280,7 +280,7 @@ def make_pandas_dtype(reader: DataReader, values: Any) -> Any:
     return values.dtype
 
 
-@constructor(None, None, None, cost=PANDAS)
+@constructor(None, None, None, cost=CONTAINER_COST)
 def make_index(reader: DataReader, values: Any, name: Any, freq: Any) -> Any:
     pandas = library("pandas")
     need(_column(pandas, values).ndim == 1, "not a one-dimensional index")
@@ -324,7 +324,7 @@ def _with_frequency(reader: DataReader, index: Any, freq: Any) -> Any:
     return index
 
 
-@constructor(int, int, int, None, cost=PANDAS)
+@constructor(int, int, int, None, cost=CONTAINER_COST)
 def make_range_index(reader: DataReader, start: int, stop: int, step: int, name: Any) -> Any:
     # Half of what an array takes: a column of bits may have as many rows. A repr shows none.
     reader.claim(4 * _length(range(start, stop, step)), visited=False)
@@ -336,7 +336,7 @@ def _length(rows: range) -> int:
     return max(0, (rows[-1] - rows[0]) // rows.step + 1) if rows else 0
 
 
-@constructor(list, list, list, (int, NONE), cost=PANDAS)
+@constructor(list, list, list, (int, NONE), cost=CONTAINER_COST)
 def make_multi_index(reader: DataReader, levels: Any, codes: Any, names: Any, order: Any) -> Any:
     numpy, pandas = library("numpy"), library("pandas")
     for level in levels:
@@ -350,7 +350,7 @@ def make_multi_index(reader: DataReader, levels: Any, codes: Any, names: Any, or
     return pandas.MultiIndex(levels=levels, codes=codes, names=names, sortorder=order)
 
 
-@constructor(None, None, None, dict, bool, cost=PANDAS)
+@constructor(None, None, None, dict, bool, cost=CONTAINER_COST)
 def make_series(
     reader: DataReader, values: Any, index: Any, name: Any, attrs: Any, duplicates: bool
 ) -> Any:
@@ -361,7 +361,7 @@ def make_series(
     return _flagged(reader, series, attrs, duplicates)
 
 
-@constructor(None, None, list, dict, bool, cost=PANDAS)
+@constructor(None, None, list, dict, bool, cost=CONTAINER_COST)
 def make_frame(
     reader: DataReader, index: Any, columns: Any, blocks: Any, attrs: Any, duplicates: bool
 ) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.registry import (
+        CONTAINER_COST,
         NONE,
-        PANDAS,
         DataReader,
         DataWriter,
         constructor,
@@ -36,7 +36,9 @@ _PACKED = {
 _LONGEST_SIDE = 1 << 30
 
 
-@constructor(str, int, int, (bytes, bytearray, memoryview), dict, (bytes, NONE), cost=PANDAS)
+@constructor(
+    str, int, int, (bytes, bytearray, memoryview), dict, (bytes, NONE), cost=CONTAINER_COST
+)
 def make_picture(
     reader: DataReader, mode: str, width: int, height: int, raw: Any, info: Any, palette: Any
 ) -> Any:

@@ -18,8 +18,8 @@ from typing import Any, Dict, Iterator, List
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.pandas_metadata import check_pandas_metadata
     from bridgehead._shipped.data.registry import (
+        CONTAINER_COST,
         NONE,
-        PANDAS,
         DataReader,
         DataWriter,
         constructor,
@@ -209,7 +209,7 @@ def _arrow_schema(reader: DataReader, pyarrow: Any, description: Any) -> Any:
 # ---------------------------------------------------------------- reading
 
 
-@constructor(str, tuple, list, (bytes, bytearray, memoryview, NONE), ..., cost=PANDAS)
+@constructor(str, tuple, list, (bytes, bytearray, memoryview, NONE), ..., cost=CONTAINER_COST)
 def make_arrow(reader: DataReader, kind: str, description: Any, layouts: Any, *buffers: Any) -> Any:
     """Make an object of pyarrow of its description, the layouts of its arrays, and their buffers.
 
@@ -256,7 +256,7 @@ class _ArrowAssembly:
         return self.pyarrow.chunked_array(made, type=kind)
 
     def column(self, kind: Any, layout: Any) -> Any:
-        self.reader.charge(PANDAS)
+        self.reader.charge(CONTAINER_COST)
         made = self.array(kind, layout)
         made.validate(full=True)
         return made

@@ -29,9 +29,9 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.instances import fill_instance
     from bridgehead._shipped.data.registry import (
         CONSTRUCTORS,
+        CONTAINER_COST,
         FUNCTION,
         HOME,
-        PANDAS,
         need,
         untrusted,
     )
@@ -294,7 +294,7 @@ class Machine(Budget):
             plain = plain or tuple([arg for arg in args if type(arg) is not memoryview])
             weight = self.weigh(*plain)
         made = function(self, *args)
-        if nested or weight > HEAVY or self.extra or self.shown >= PANDAS:
+        if nested or weight > HEAVY or self.extra or self.shown >= CONTAINER_COST:
             self.note(made, levels, plain)
         self.stack.append(made)
 

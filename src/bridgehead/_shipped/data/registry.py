@@ -23,7 +23,7 @@ NONE = type(None)
 # The modules of the constructors: in the client these files, in the kernel the remote module.
 HOME = re.compile(r"bridgehead\._shipped\.data(\.\w+)?|_bridgehead_[0-9a-f]{12}")
 
-PANDAS = 500  # the least that one pandas container is charged; an ordinary object: 16
+CONTAINER_COST = 500  # the least charge of a table, column, array or image; an object: 16
 
 
 class DataWriter(Protocol):

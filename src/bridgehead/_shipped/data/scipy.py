@@ -9,7 +9,7 @@ from typing import Any
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.registry import (
-        PANDAS,
+        CONTAINER_COST,
         DataReader,
         DataWriter,
         constructor,
@@ -39,7 +39,7 @@ def _check_sparse(reader: DataReader, shape: Any, values: Any, *places: Any) -> 
     reader.claim(8 * (shape[0] + shape[1]))
 
 
-@constructor(str, tuple, None, None, None, cost=PANDAS)
+@constructor(str, tuple, None, None, None, cost=CONTAINER_COST)
 def make_sparse_by_lines(
     reader: DataReader, name: str, shape: Any, values: Any, places: Any, starts: Any
 ) -> Any:
@@ -55,7 +55,7 @@ def make_sparse_by_lines(
     return kind((values, places, starts), shape=shape, copy=False)
 
 
-@constructor(str, tuple, None, None, None, cost=PANDAS)
+@constructor(str, tuple, None, None, None, cost=CONTAINER_COST)
 def make_sparse_by_places(
     reader: DataReader, name: str, shape: Any, values: Any, rows: Any, columns: Any
 ) -> Any:

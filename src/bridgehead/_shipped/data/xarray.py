@@ -12,8 +12,8 @@ from typing import Any
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.pandas import _try_hashes
     from bridgehead._shipped.data.registry import (
+        CONTAINER_COST,
         NONE,
-        PANDAS,
         DataReader,
         DataWriter,
         constructor,
@@ -26,7 +26,7 @@ if __package__:  # in the kernel, all shipped files are one module
 _ITEMS_OF_OBJECTS = {str, float, NONE}
 
 
-@constructor(tuple, None, dict, dict, cost=PANDAS)
+@constructor(tuple, None, dict, dict, cost=CONTAINER_COST)
 def make_variable(reader: DataReader, dims: Any, values: Any, attrs: Any, encoding: Any) -> Any:
     numpy = library("numpy")
     need(type(values) is numpy.ndarray, "a variable that is not an array")
@@ -39,7 +39,7 @@ def make_variable(reader: DataReader, dims: Any, values: Any, attrs: Any, encodi
     return library("xarray").Variable(dims, values, attrs, encoding)
 
 
-@constructor(None, dict, (str, NONE), cost=PANDAS)
+@constructor(None, dict, (str, NONE), cost=CONTAINER_COST)
 def make_data_array(reader: DataReader, variable: Any, coords: Any, name: Any) -> Any:
     xarray = library("xarray")
     _check_variables(reader, {**coords, "": variable})
@@ -48,7 +48,7 @@ def make_data_array(reader: DataReader, variable: Any, coords: Any, name: Any) -
     return made
 
 
-@constructor(dict, dict, dict, dict, cost=PANDAS)
+@constructor(dict, dict, dict, dict, cost=CONTAINER_COST)
 def make_dataset(reader: DataReader, variables: Any, coords: Any, attrs: Any, encoding: Any) -> Any:
     _check_variables(reader, {**coords, **variables})
     need(_are_strings(attrs) and _are_strings(encoding), "a name that is not a string")
@@ -68,7 +68,7 @@ def _check_variables(reader: DataReader, variables: Any) -> None:
     sizes: Any = {}
     for name, variable in variables.items():
         need(type(variable) is xarray.Variable, "not a variable")
-        reader.charge(PANDAS)
+        reader.charge(CONTAINER_COST)
         for dim, size in zip(variable.dims, variable.shape):
             need(sizes.setdefault(dim, size) == size, "a dimension of two sizes")
         if variable.dims == (name,):
