@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Sequence
 
 from bridgehead._tools.bench.peers import Peer
-from bridgehead._tools.bench.rounds import Timing, side_by_side
+from bridgehead._tools.bench.rounds import PeerTimes, side_by_side
 from bridgehead._tools.bench.samples import PAYLOADS
 from tests.bench import peers as every
 from tests.bench.targets import TARGETS, Reached
@@ -67,7 +67,7 @@ async def _stopped(peer: Peer) -> None:
         print(f"{peer.name} did not stop: {error!r}")
 
 
-def ratios(timings: Sequence[Timing]) -> list[Reached]:
+def ratios(timings: Sequence[PeerTimes]) -> list[Reached]:
     """Return the ratios of bridgehead to the other peers; to all of them for its first lane."""
     found = []
     lanes = [timing for timing in timings if timing.peer.lane]
@@ -88,14 +88,14 @@ def ratios(timings: Sequence[Timing]) -> list[Reached]:
     return found
 
 
-def _tells(other: Timing, *, first: bool) -> bool:
+def _tells(other: PeerTimes, *, first: bool) -> bool:
     """Return whether a ratio without a target is worth showing."""
     if other.peer.name in WITHIN:
         return other.payload.about >= TELLING
     return not other.peer.lane and (first or other.peer.name == "zmq tcp")
 
 
-def _line(timing: Timing) -> str:
+def _line(timing: PeerTimes) -> str:
     start = f"{timing.payload.name:8} {timing.peer.name:16}"
     if not timing.push:
         return f"{start} left out: {timing.left_out}"

@@ -1,6 +1,6 @@
 """The test tree mirrors the source tree, and the catalogue of faults names existing tests.
 
-The head of each folder lists its files. No two classes have one name.
+The head of each folder lists its files. No two classes have one name, or names that differ by an s.
 
 Rule: ``tests/unit/x/test_y.py`` and ``test_y_subject.py`` test ``src/bridgehead/_x/y.py``.
 """
@@ -49,7 +49,9 @@ def test_a_row_of_the_catalogue_names_tests_that_exist(file: str) -> None:
     assert tests <= set(re.findall(r"def (test_\w+)\(", text))
 
 
-def test_no_two_classes_have_one_name() -> None:
+def test_no_two_classes_have_one_name_or_differ_by_an_s() -> None:
     files = [file.read_text() for file in SOURCE.rglob("*.py")]
-    names = Counter(name for text in files for name in re.findall(r"^class (\w+)", text, re.M))
+    names = Counter(name for text in files for name in re.findall(r"^class _?(\w+)", text, re.M))
     assert [name for name, count in names.items() if count > 1] == []
+    public = {"Message", "Name"}  # what Messages and Names hold
+    assert {name for name in names if f"{name}s" in names} == public

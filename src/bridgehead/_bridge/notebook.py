@@ -155,7 +155,7 @@ class NotebookRun:
         return self._observer.begun
 
     async def _run(self, cell: Any) -> None:
-        outputs = _CellOutput(cell, self._shown, self._widgets, self._bridge.info.trust)
+        outputs = _NotebookCell(cell, self._shown, self._widgets, self._bridge.info.trust)
         cell.outputs = []
         self._observer = CellObserver(outputs)
         try:
@@ -190,7 +190,7 @@ class NotebookRun:
         self._notebook.metadata["language_info"] = language
 
 
-class _CellOutput:
+class _NotebookCell:
     """Writes the outputs of one cell into the notebook, or into a widget that takes them."""
 
     def __init__(

@@ -67,7 +67,7 @@ class Callback:
         waits: bool,
     ) -> None:
         self._name: str = getattr(function, "__qualname__", type(function).__qualname__)
-        self._calls = Calls(connection, function, maxsize, waits)
+        self._calls = PendingCalls(connection, function, maxsize, waits)
 
     @property
     def failed(self) -> int:
@@ -149,7 +149,7 @@ class Arrived:
         self.accepted = self.begun = self.queued = self.skip = self.reported = 0
 
 
-class Calls(RemoteResource):
+class PendingCalls(RemoteResource):
     """The calls of one callback that have arrived and have not begun."""
 
     kind = "callbacks"

@@ -20,7 +20,7 @@ from bridgehead._connection.outputs import OutputListener
 from bridgehead._connection.queue import AtOnce, Queue, Turn
 from bridgehead._connection.records import Counters, crossed, recorded
 from bridgehead._connection.remote import Installation
-from bridgehead._connection.resources import Resources
+from bridgehead._connection.resources import HeldResources
 from bridgehead._connection.subshell import Subshell
 from bridgehead._connection.trust import Trust
 from bridgehead._errors import (
@@ -56,7 +56,7 @@ class Connection:
         self.queue: Queue = Queue(transport)
         self.subshell: Subshell = Subshell(transport)
         self.remote: Installation = Installation(transport, wanted, trust, self.subshell, pool)
-        self.resources: Resources = Resources(transport, self.remote)
+        self.resources: HeldResources = HeldResources(transport, self.remote)
         self.counters: Counters = Counters()
         self._interrupts: Interrupts = Interrupts(transport, self.remote)
         self._cancelling: set[asyncio.Task[None]] = set()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from bridgehead._connection.call import Call
-from bridgehead._connection.resources import RemoteResource, Resources
+from bridgehead._connection.resources import HeldResources, RemoteResource
 from bridgehead._errors import BridgeError
 from bridgehead._protocol.response import Response
 
@@ -34,7 +34,7 @@ class KeptResult(RemoteResource):
 
 
 @contextmanager
-def keeping(resources: Resources, call: Call) -> Iterator[KeptResult]:
+def keeping(resources: HeldResources, call: Call) -> Iterator[KeptResult]:
     """Have the kernel keep the result of a call; have it freed if the call does not succeed."""
     result = KeptResult(resources)
     resources.enter(result)

@@ -55,9 +55,9 @@ class RemoteResource(ABC):
     kind: ClassVar[str]  # as ``Stats`` counts it
     in_order: ClassVar[bool] = False  # the kernel ends it behind all requests that were sent before
 
-    def __init__(self, resources: Resources, limit: int | None = None) -> None:
+    def __init__(self, resources: HeldResources, limit: int | None = None) -> None:
         """``limit`` is the most bytes that an event may have."""
-        self.resources: Resources = resources
+        self.resources: HeldResources = resources
         self.limit: int | None = limit
         self.rename()
 
@@ -140,7 +140,7 @@ class RemoteResource(ABC):
             self.resources.renew_soon()
 
 
-class Resources:
+class HeldResources:
     """The remote resources of one bridge."""
 
     def __init__(self, transport: Transport, remote: Installation) -> None:

@@ -17,7 +17,7 @@ from bridgehead._connection.connection import Connection
 from bridgehead._connection.outputs import CellOutputs
 from bridgehead._connection.queue import Turn
 from bridgehead._connection.records import crossed, recorded
-from bridgehead._connection.resources import RemoteResource, Resources
+from bridgehead._connection.resources import HeldResources, RemoteResource
 from bridgehead._errors import (
     RESTARTED,
     BridgeError,
@@ -45,12 +45,12 @@ from bridgehead._transports.tasks import UserCall
 InputHandler = Callable[[str, bool], str | Awaitable[str]]  # of the prompt, and for a password
 
 
-class Staged(RemoteResource):
+class SentStage(RemoteResource):
     """What the kernel keeps for a cell until the cell begins."""
 
     kind = "stages"
 
-    def __init__(self, resources: Resources, is_to_stay: Callable[[], bool]) -> None:
+    def __init__(self, resources: HeldResources, is_to_stay: Callable[[], bool]) -> None:
         """Ask ``is_to_stay``, when no caller waits any more, whether a cell may take it later."""
         super().__init__(resources)
         self._is_to_stay = is_to_stay
@@ -181,7 +181,7 @@ class RunningCell:
             if self._on_input is not None:
                 await turn.prepare(self._connection.transport.open_input())
             if self._stage is not None:
-                staged = Staged(self._connection.resources, self._stage_stays)
+                staged = SentStage(self._connection.resources, self._stage_stays)
                 self._is_staging = True
                 await self._send_stage(self._stage, staged, turn)
                 process, turn.sent, self._is_staging = remote.process, False, False
@@ -216,7 +216,7 @@ class RunningCell:
         is_sent = self.call.turn is not None and self.call.turn.sent and not self._is_staging
         return is_sent and not (self._has_ended or self._interrupts)
 
-    async def _send_stage(self, call: Call, staged: Staged, turn: Turn) -> None:
+    async def _send_stage(self, call: Call, staged: SentStage, turn: Turn) -> None:
         """Send what the cell takes when it begins."""
         resources = self._connection.resources
         resources.enter(staged)

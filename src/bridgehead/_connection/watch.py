@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from bridgehead._connection.async_items import AsyncItems
 from bridgehead._connection.connection import Connection
 from bridgehead._connection.queue import Queue
-from bridgehead._connection.resources import Frames, RemoteResource, Resources
+from bridgehead._connection.resources import Frames, HeldResources, RemoteResource
 from bridgehead._errors import BridgeError, OutcomeUnknown, ReplyLost
 from bridgehead._protocol.formatting import line
 from bridgehead._protocol.response import Response
@@ -138,7 +138,7 @@ class LatestValues(RemoteResource):
 
     kind = "watches"
 
-    def __init__(self, resources: Resources, queue: Queue, limit: int | None) -> None:
+    def __init__(self, resources: HeldResources, queue: Queue, limit: int | None) -> None:
         super().__init__(resources, limit)
         self._queue = queue
         self.ended: bool = False

@@ -24,7 +24,9 @@ OFF_LOOP = 1 << 20  # bytes; more is copied and checked in a thread, so the even
 COPIED_AT_ONCE = 2  # chunks; more threads were no faster (measured)
 
 
-async def add_chunk(reply: ResponseHeader, inbox: Inbox, at: int, parts: Sequence[Buffer]) -> None:
+async def store_chunk(
+    reply: ResponseHeader, inbox: Inbox, at: int, parts: Sequence[Buffer]
+) -> None:
     """Copy a chunk to its place in the inbox and check it; in a thread if it is long."""
     if sum(memoryview(part).nbytes for part in parts) > OFF_LOOP:
         await in_thread(_response.add_chunk, reply, inbox, at, parts)
@@ -64,7 +66,7 @@ class Arrival:
     ) -> None:
         try:
             async with self._free:
-                await add_chunk(header, inbox, header.get("at"), parts)
+                await store_chunk(header, inbox, header.get("at"), parts)
             self._request.report(inbox.received, inbox.total)
         except Exception as error:  # noqa: BLE001 - ``report`` is a function of the user's
             self._fail(waiter, error)

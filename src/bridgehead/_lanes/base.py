@@ -23,7 +23,7 @@ from bridgehead._errors import (
     KernelRestarted,
     ReplyLost,
 )
-from bridgehead._lanes.arrival import Arrival, add_chunk
+from bridgehead._lanes.arrival import Arrival, store_chunk
 from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _response
 from bridgehead._protocol.bootstrap import expression
@@ -348,7 +348,7 @@ class MessageLane(Lane):
         # A response of one message is copied and checked now. The first chunk of a longer one
         # waits for ``complete``, which copies it while the next chunks are on their way.
         if inbox.total <= self.reply_chunk:
-            await add_chunk(reply, inbox, 0, reply_parts)
+            await store_chunk(reply, inbox, 0, reply_parts)
         else:
             response.parts += reply_parts
         # The signed header says how many bytes belong to it; Jupyter does not sign buffers,
@@ -392,7 +392,7 @@ class MessageLane(Lane):
         assert inbox is not None
 
         async def add_first() -> None:
-            await add_chunk(response.header, inbox, 0, response.parts)
+            await store_chunk(response.header, inbox, 0, response.parts)
             response.parts.clear()  # frees their memory for the next chunks
             request.report(inbox.received, inbox.total)
 
@@ -405,7 +405,7 @@ class MessageLane(Lane):
             nbytes = sum(memoryview(part).nbytes for part in parts)
             if nbytes != min(self.reply_chunk, inbox.total - at):
                 raise ReplyLost(f"the kernel's response is damaged: its chunk at {at} is not whole")
-            await add_chunk(reply, inbox, at, parts)
+            await store_chunk(reply, inbox, at, parts)
             request.report(inbox.received, inbox.total)
 
         if response.is_partial:

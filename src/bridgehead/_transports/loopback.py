@@ -308,8 +308,8 @@ class LoopbackKernel:
         request is not the kernel's.
         """
         parent = self.request["header"]
-        out = _Stream("stdout", lambda text: self._printed("stdout", text), only, parent)
-        err = _Stream("stderr", lambda text: self._printed("stderr", text), only, parent)
+        out = _ReplacedStream("stdout", lambda text: self._printed("stdout", text), only, parent)
+        err = _ReplacedStream("stderr", lambda text: self._printed("stderr", text), only, parent)
         with out, err:
             yield
 
@@ -321,10 +321,10 @@ class LoopbackKernel:
 
 # The streams that ended last. ``print`` holds no reference to ``sys.stdout`` while it writes to it
 # (seen in Python 3.11), so a cell that ends in another thread must not free its stream at once.
-_ended: deque[_Stream] = deque(maxlen=100)
+_ended: deque[_ReplacedStream] = deque(maxlen=100)
 
 
-class _Stream(io.TextIOBase):
+class _ReplacedStream(io.TextIOBase):
     """``sys.stdout`` or ``sys.stderr`` for a cell and the threads that it starts.
 
     Threads that ran before the cell keep writing to the stream that this one replaced; the
@@ -344,7 +344,7 @@ class _Stream(io.TextIOBase):
         self._parent = parent
         self.ended = False
 
-    def __enter__(self) -> _Stream:
+    def __enter__(self) -> _ReplacedStream:
         self._replaced = getattr(sys, self._name)
         setattr(sys, self._name, self)
         return self
@@ -359,7 +359,7 @@ class _Stream(io.TextIOBase):
     def original(self) -> Any:
         """The stream that this one replaced, without those that have ended."""
         stream = self._replaced
-        return stream.original if isinstance(stream, _Stream) and stream.ended else stream
+        return stream.original if isinstance(stream, _ReplacedStream) and stream.ended else stream
 
     def _is_foreign(self) -> bool:
         """Return whether the text of this thread goes to the stream that this one replaced."""

@@ -19,7 +19,7 @@ log = logging.getLogger("bridgehead")
 STATES = ("starting", "busy", "idle")  # states that a kernel may report of itself
 
 
-class Subscriber(Protocol):
+class EventListener(Protocol):
     """Receives the events that the remote part sends without a request."""
 
     def feed(self, content: dict[str, Any], buffers: list[Any]) -> None: ...
@@ -51,7 +51,7 @@ class KernelState:
         # Whether messages can be sent. A side channel may still work when they cannot.
         self.connected: bool = True
         self.signs: int = 0  # signs of life from the kernel, of whatever kind
-        self.listeners: dict[str, Subscriber] = {}  # for messages without a request, by id
+        self.listeners: dict[str, EventListener] = {}  # for messages without a request, by id
         self.side_channel: SideChannel | None = None
         self._waiters: set[asyncio.Future[Any]] = set()
         self._lost_error: Callable[[], BridgeError] | None = None

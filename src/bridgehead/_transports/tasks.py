@@ -233,7 +233,7 @@ def in_thread(function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
     Without memory for a thread's stack, or at its limit of threads, a process can still do the
     work: its event loop stops meanwhile. A cancel does not end what has begun.
     """
-    loop, job = asyncio.get_running_loop(), _Job(partial(function, *args))
+    loop, job = asyncio.get_running_loop(), _ThreadCall(partial(function, *args))
     threads = threads_of.get(loop)
     if threads is None:
         threads = threads_of[loop] = Threads()
@@ -245,7 +245,7 @@ def in_thread(function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
     return asyncio.wrap_future(job.outcome)
 
 
-class _Job(Generic[T]):
+class _ThreadCall(Generic[T]):
     """A function that runs once, although two threads may try."""
 
     def __init__(self, function: Callable[[], T]) -> None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from bridgehead._tools.bench.peers import Memcpy, Peer, Pickle, RawZmq
+from bridgehead._tools.bench.peers import Memcpy, Peer, PicklePeer, RawZmq
 
-BUILT_IN = {"memcpy": Memcpy, "pickle": Pickle, "zmq": RawZmq}
+BUILT_IN = {"memcpy": Memcpy, "pickle": PicklePeer, "zmq": RawZmq}
 
 
 def make(spec: str) -> Peer:

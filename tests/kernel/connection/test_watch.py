@@ -54,7 +54,7 @@ HOOKS = "[f.__qualname__ for f in get_ipython().events.callbacks['post_run_cell'
 
 async def until_no_hook(bridge: Bridge) -> None:
     async with reported_within(1):
-        while "Subscriptions.cell_done" in await bridge.pull(HOOKS):
+        while "WatchTable.cell_done" in await bridge.pull(HOOKS):
             await asyncio.sleep(0.02)
 
 
@@ -73,7 +73,7 @@ async def test_each_cell_that_changes_the_value_sends_it_once(
         async with bridge.watch("x") as watch:
             assert "x" in repr(watch)
             values.append(await anext(watch))
-            assert "Subscriptions.cell_done" in await bridge.pull(HOOKS)
+            assert "WatchTable.cell_done" in await bridge.pull(HOOKS)
             (tmp_path / "0").touch()
             cells = []
             for i in range(1, 11):
@@ -124,7 +124,7 @@ async def test_names_are_sent_after_each_cell_of_any_client_that_changed_them(
             found = await anext(watch)
             assert [(name.name, name.len) for name in found] == [("Own", None), ("x", 2)]
             assert found == await bridge.names()
-        assert "Subscriptions.cell_done" in await live.pull(HOOKS)
+        assert "WatchTable.cell_done" in await live.pull(HOOKS)
         await watch.aclose()
         await until_no_hook(live)
     await goes_on(live)
@@ -264,7 +264,7 @@ async def test_a_missing_name_is_reported_and_the_watch_continues(kernel: Bridge
     for _ in range(2):
         with pytest.raises(NameNotFound):
             await anext(watch)
-    assert "Subscriptions.cell_done" not in await kernel.pull(HOOKS)
+    assert "WatchTable.cell_done" not in await kernel.pull(HOOKS)
     await kernel.push(x=[1])
     assert await anext(watch) == [1]
     ratio = kernel.watch("100 / len(x)")
@@ -289,7 +289,7 @@ async def test_a_missing_name_is_reported_and_the_watch_continues(kernel: Bridge
         assert await anext(ratio) == 25
         assert await anext(watch) == [1, 2, 3, 4]
     await ratio.aclose()
-    assert "Subscriptions.cell_done" in await kernel.pull(HOOKS)
+    assert "WatchTable.cell_done" in await kernel.pull(HOOKS)
     await watch.aclose()
     await until_no_hook(kernel)
 
@@ -381,7 +381,7 @@ async def test_a_watch_that_is_garbage_collected_leaves_no_hook(kernel: Bridge) 
     await kernel.push(x=1)
     watch = kernel.watch("x")
     assert await anext(watch) == 1
-    assert "Subscriptions.cell_done" in await kernel.pull(HOOKS)
+    assert "WatchTable.cell_done" in await kernel.pull(HOOKS)
     del watch
     gc.collect()
     await until_no_hook(kernel)

@@ -64,7 +64,7 @@ class Event:
 class CallQueue(Resource):
     """The calls of one callback that its client has not begun."""
 
-    def __init__(self, header: RequestHeader, callbacks: Callbacks) -> None:
+    def __init__(self, header: RequestHeader, callbacks: CallbackTable) -> None:
         super().__init__(header)
         self.callbacks = callbacks
         self.maxsize, self.waits = header.get("most") or 0, header.get("waits")
@@ -248,7 +248,7 @@ class RemoteCallback:
         raise TypeError("%r stays in its kernel" % self)
 
 
-class Callbacks:
+class CallbackTable:
     """The callbacks of one namespace.
 
     Attributes:

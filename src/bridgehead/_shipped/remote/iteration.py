@@ -25,7 +25,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.namespace import error_response
     from bridgehead._shipped.remote.operations import Operations
     from bridgehead._shipped.remote.resources import Resource, ResourceTable
-    from bridgehead._shipped.remote.tasks import RunningTasks
+    from bridgehead._shipped.remote.tasks import TaskTable
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import snapshot
@@ -50,7 +50,7 @@ class Producer:
     is that of the item which is being made, or was made and not taken.
     """
 
-    def __init__(self, tasks: RunningTasks, iterator: Any, close: Any) -> None:
+    def __init__(self, tasks: TaskTable, iterator: Any, close: Any) -> None:
         """``close`` is the function that closes the iterator, or None."""
         self._tasks, self._iterator, self._close = tasks, iterator, close
         self._loop = tasks.require_loop()
@@ -161,7 +161,7 @@ class RunningIteration(Resource):
         is_awaited: whether the client waits until the iterator is closed.
     """
 
-    def __init__(self, header: RequestHeader, iterations: Iterations, source: Any) -> None:
+    def __init__(self, header: RequestHeader, iterations: IterationTable, source: Any) -> None:
         super().__init__(header)
         self.iterations = iterations
         self.is_async = hasattr(source, "__aiter__")
@@ -371,7 +371,7 @@ def grouped(items: list[Any], encode: Any) -> tuple[list[list[int]], list[memory
     return groups, frames
 
 
-class Iterations:
+class IterationTable:
     """The iterations of one namespace."""
 
     def __init__(
@@ -379,7 +379,7 @@ class Iterations:
         kernel: Kernel,
         operations: Operations,
         resources: ResourceTable,
-        tasks: RunningTasks,
+        tasks: TaskTable,
     ) -> None:
         self.kernel, self.operations, self.resources = kernel, operations, resources
         self.tasks = tasks

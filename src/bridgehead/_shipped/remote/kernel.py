@@ -35,7 +35,7 @@ if __package__:  # in the kernel, all shipped files are one module
     )
 
 
-class Stream:
+class UnflushedStream:
     """Stands for a user's stream that cannot be flushed, while ipykernel flushes it twice.
 
     ipykernel flushes ``sys.stdout`` and ``sys.stderr`` before a reply and at the end of a request.
@@ -444,13 +444,13 @@ class Kernel:
             replace_missing_streams(self.shell)
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name, None)
-            if isinstance(stream, Stream):  # of a request that is served beside this one
+            if isinstance(stream, UnflushedStream):  # of a request that is served beside this one
                 stream.flushes += 2
             elif stream is not None and not _is_of_ipykernel(stream):
                 try:
                     stream.flush()
                 except Exception:
-                    setattr(sys, name, Stream(name, stream))
+                    setattr(sys, name, UnflushedStream(name, stream))
 
     @property
     def can_send_ahead(self) -> bool:

@@ -15,7 +15,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.kernel import Kernel
     from bridgehead._shipped.remote.namespace import error_response
     from bridgehead._shipped.remote.operations import Operations
-    from bridgehead._shipped.remote.tasks import RunningTasks
+    from bridgehead._shipped.remote.tasks import TaskTable
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import snapshot
@@ -90,7 +90,7 @@ class MapChunk:
 class Maps:
     """The maps of one namespace."""
 
-    def __init__(self, kernel: Kernel, operations: Operations, tasks: RunningTasks) -> None:
+    def __init__(self, kernel: Kernel, operations: Operations, tasks: TaskTable) -> None:
         self.kernel, self.operations, self.tasks = kernel, operations, tasks
 
     def map(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:

@@ -20,7 +20,7 @@ from typing import Any, Sequence
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.kernel import Kernel
     from bridgehead._shipped.remote.snapshot import entries
-    from bridgehead._shipped.wire.classes import Arrivals
+    from bridgehead._shipped.wire.classes import ArrivedClasses
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import TooLarge, WireError
     from bridgehead._shipped.wire.frames import check_size
@@ -61,7 +61,7 @@ class UserNamespace:
 
     def decode(
         self, header: RequestHeader, frames: Sequence[Buffer]
-    ) -> tuple[Any, Arrivals | None]:
+    ) -> tuple[Any, ArrivedClasses | None]:
         """Unpickle the payload of a request; return the classes that came with it, too."""
         if not frames:
             raise WireError("protocol", "the request has no payload")

@@ -18,11 +18,11 @@ from threading import Lock
 from typing import Any, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.remote.callbacks import Callbacks
+    from bridgehead._shipped.remote.callbacks import CallbackTable
     from bridgehead._shipped.remote.cell_errors import CellErrors
     from bridgehead._shipped.remote.cell_guard import wake_up
     from bridgehead._shipped.remote.inspection import current_folder, versions
-    from bridgehead._shipped.remote.iteration import Iterations
+    from bridgehead._shipped.remote.iteration import IterationTable
     from bridgehead._shipped.remote.kernel import Kernel
     from bridgehead._shipped.remote.mapping import Maps
     from bridgehead._shipped.remote.namespace import UserNamespace, error_response
@@ -32,8 +32,8 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.resources import ResourceTable
     from bridgehead._shipped.remote.socket_thread import SocketThread, SwitchInterval, join
     from bridgehead._shipped.remote.staging import Staging
-    from bridgehead._shipped.remote.tasks import RunningTasks
-    from bridgehead._shipped.remote.watch import Subscriptions
+    from bridgehead._shipped.remote.tasks import TaskTable
+    from bridgehead._shipped.remote.watch import WatchTable
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import digest, snapshot
@@ -75,11 +75,11 @@ class Remote:
         values = UserNamespace(kernel)
         self.resources = ResourceTable(kernel, self.transfers)
         self.operations = Operations(kernel, values, self.resources)
-        self.tasks = RunningTasks(kernel, self.operations, self.resources)
-        self.iterations = Iterations(kernel, self.operations, self.resources, self.tasks)
+        self.tasks = TaskTable(kernel, self.operations, self.resources)
+        self.iterations = IterationTable(kernel, self.operations, self.resources, self.tasks)
         self.maps = Maps(kernel, self.operations, self.tasks)
-        self.subscriptions = Subscriptions(kernel, self.operations, self.resources)
-        self.callbacks = Callbacks(kernel, values, self.resources)
+        self.watches = WatchTable(kernel, self.operations, self.resources)
+        self.callbacks = CallbackTable(kernel, values, self.resources)
         values.stands_for["Callback"] = self.callbacks.resolve
         self.staging = Staging(self.operations, self.resources)
         self.cell_errors = CellErrors(kernel)
@@ -98,8 +98,8 @@ class Remote:
             "names": self.operations.names,
             "has": self.operations.has,
             "detail": self.operations.detail,
-            "watch": self.subscriptions.watch,
-            "watch_names": self.subscriptions.watch,
+            "watch": self.watches.watch,
+            "watch_names": self.watches.watch,
             "start": self.tasks.start,
             "stage": self.staging.stage,
             "iterate": self.iterations.iterate,

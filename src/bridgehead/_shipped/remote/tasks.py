@@ -27,7 +27,7 @@ class RunningTask(Resource):
     """A task of a client, and its outcome once it is done."""
 
     def __init__(
-        self, header: RequestHeader, tasks: RunningTasks, answer: Callable[[Any], HeaderAndFrames]
+        self, header: RequestHeader, tasks: TaskTable, answer: Callable[[Any], HeaderAndFrames]
     ) -> None:
         """``answer`` makes the response from what the task returns."""
         super().__init__(header)
@@ -65,7 +65,7 @@ class RunningTask(Resource):
             resources.send(self, *self.outcome)
 
 
-class RunningTasks:
+class TaskTable:
     """The tasks of one namespace."""
 
     def __init__(self, kernel: Kernel, operations: Operations, resources: ResourceTable) -> None:

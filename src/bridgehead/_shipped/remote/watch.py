@@ -1,4 +1,4 @@
-"""Subscriptions: values and names that a client watches.
+"""Watches: values and names that a client watches.
 
 Rule: use the standard library only, and run on Python 3.8 and later. After each cell, the watched
 expressions are evaluated, and the watched names are described as the ``names`` operation does it.
@@ -24,27 +24,27 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.header import HeaderAndFrames, RequestHeader, ResponseHeader
 
 
-class Subscription(Resource):
+class RunningWatch(Resource):
     """What is watched, and the state of it that was sent last."""
 
-    def __init__(self, header: RequestHeader, subscriptions: Subscriptions) -> None:
+    def __init__(self, header: RequestHeader, watches: WatchTable) -> None:
         super().__init__(header)
-        self.subscriptions = subscriptions
+        self.watches = watches
         self.state: Any = None
 
     def end(self) -> None:
-        """Remove the hook after cells with the last subscription."""
-        self.subscriptions.ended()
+        """Remove the hook after cells with the last watch."""
+        self.watches.ended()
 
     def repeat(self, seen: int) -> None:
         """Send the value again, under a new number if it is another one by now."""
         before, self.state = self.state, None
-        response, frames = self.subscriptions.evaluate(self)
-        resources = self.subscriptions.resources
+        response, frames = self.watches.evaluate(self)
+        resources = self.watches.resources
         (resources.send_again if self.state == before else resources.send)(self, response, frames)
 
 
-class Subscriptions:
+class WatchTable:
     """The watches of one namespace."""
 
     def __init__(self, kernel: Kernel, operations: Operations, resources: ResourceTable) -> None:
@@ -56,7 +56,7 @@ class Subscriptions:
         if events is None:
             raise WireError("unsupported", "this kernel does not report when a cell is done")
         self.resources.check(header)
-        watch = Subscription(header, self)
+        watch = RunningWatch(header, self)
         response, out = self.evaluate(watch)
         if "error" not in response:
             if not self.known():
@@ -64,10 +64,10 @@ class Subscriptions:
             self.resources.add(watch)
         return response, out
 
-    def known(self) -> list[Subscription]:
+    def known(self) -> list[RunningWatch]:
         """Return the watches that have not ended."""
         known = entries(self.resources.known)
-        return [resource for _, resource in known if isinstance(resource, Subscription)]
+        return [resource for _, resource in known if isinstance(resource, RunningWatch)]
 
     def ended(self) -> None:
         """Remove the hook after cells, if the last watch has ended."""
@@ -75,7 +75,7 @@ class Subscriptions:
             with suppress(ValueError):  # a user has removed all callbacks
                 self.kernel.shell.events.unregister("post_run_cell", self.cell_done)
 
-    def evaluate(self, watch: Subscription) -> HeaderAndFrames:
+    def evaluate(self, watch: RunningWatch) -> HeaderAndFrames:
         """Return what is watched or its error; nothing if it is what was sent last."""
         response: ResponseHeader = {}
         try:

@@ -6,7 +6,8 @@ later, the same file at both ends.
 Law: an instance that arrives never changes a class that exists where it arrives. cloudpickle sends
 the class with each instance, and its loader sets all attributes of the class again
 (https://github.com/cloudpipe/cloudpickle/issues/439). Here a class that exists is left alone. A
-class that is sent itself is another matter: ``Arrivals.updated`` gives it the state that was sent.
+class that is sent itself is another matter: ``ArrivedClasses.updated`` gives it the state that was
+sent.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def reduce_member(member: Any) -> Any:
 # ---------------------------------------------------------------- arriving
 
 
-class Arrivals:
+class ArrivedClasses:
     """The classes that arrive with one object.
 
     Its methods are called in the place of cloudpickle's functions, by ``Unpickler``. A class that

@@ -16,7 +16,7 @@ from io import BytesIO
 from typing import Any, ClassVar, Iterator, Mapping, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.wire.classes import Arrivals, reduce_class, reduce_member
+    from bridgehead._shipped.wire.classes import ArrivedClasses, reduce_class, reduce_member
     from bridgehead._shipped.wire.collector import PausedCollector
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import TooLarge
@@ -294,7 +294,7 @@ class Unpickler(pickle.Unpickler):
     ``stands_for`` has the functions that return what a ref or a callback stands for.
     """
 
-    arrivals: Arrivals | None = None
+    arrivals: ArrivedClasses | None = None
     stands_for: Mapping[str, Any] = {}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -302,7 +302,7 @@ class Unpickler(pickle.Unpickler):
             if module[:12] == "cloudpickle." and name in _OF_CLOUDPICKLE:
                 super().find_class(module, name)  # imports it, or reports that it is missing
                 if self.arrivals is None:
-                    self.arrivals = Arrivals()
+                    self.arrivals = ArrivedClasses()
                 return getattr(self.arrivals, _OF_CLOUDPICKLE[name])
             if module == "bridgehead" and name in self.stands_for:
                 return self.stands_for[name]
@@ -313,7 +313,7 @@ class Unpickler(pickle.Unpickler):
     def open_pickle(self, data: bytes) -> Any:
         """Return the object in a pickle that is in this pickle."""
         inner = type(self)(BytesIO(data))
-        inner.arrivals = self.arrivals = self.arrivals or Arrivals()
+        inner.arrivals = self.arrivals = self.arrivals or ArrivedClasses()
         return inner.load()
 
 
@@ -332,8 +332,8 @@ _REPLACED = frozenset([*_OF_CLOUDPICKLE, "Ref", "Callback", open_pickle.__name__
 
 def unpickle(
     frames: Sequence[Buffer], stands_for: Mapping[str, Any] | None = None
-) -> tuple[Any, Arrivals | None]:
-    """Unpickle an object, and leave the classes alone that exist; see ``Arrivals``.
+) -> tuple[Any, ArrivedClasses | None]:
+    """Unpickle an object, and leave the classes alone that exist; see ``ArrivedClasses``.
 
     Call this only on frames whose digest was checked.
     """

@@ -129,7 +129,7 @@ class Memcpy(Peer):
     _pulled: Any = None
 
 
-class Pickle(Peer):
+class PicklePeer(Peer):
     """The least that any way must do: dumps and loads of the object, in this process."""
 
     name = "pickle"

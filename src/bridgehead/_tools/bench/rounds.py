@@ -28,7 +28,7 @@ TOUCHED = 10**7  # bytes from which reading the pulled array shows whether its p
 
 
 @dataclass(slots=True)
-class Timing:
+class PeerTimes:
     """The times of one peer with one payload.
 
     Attributes:
@@ -58,7 +58,7 @@ class Timing:
         return statistics.median(self.push if operation == "push" else self.pull)
 
 
-async def side_by_side(peers: Sequence[Peer], payload: Sample, seconds: float) -> list[Timing]:
+async def side_by_side(peers: Sequence[Peer], payload: Sample, seconds: float) -> list[PeerTimes]:
     """Push and pull one payload by every peer, in rounds.
 
     Args:
@@ -66,7 +66,7 @@ async def side_by_side(peers: Sequence[Peer], payload: Sample, seconds: float) -
     """
     value, shuffled = payload.make(), random.Random(0)  # noqa: S311 - an order, no secret
     size = nbytes(value)
-    timings = [Timing(payload, peer, size) for peer in peers]
+    timings = [PeerTimes(payload, peer, size) for peer in peers]
     for timing in timings:
         timing.left_out = timing.peer.refuses(payload) or ""
     running = [timing for timing in timings if not timing.left_out]
@@ -87,7 +87,7 @@ async def side_by_side(peers: Sequence[Peer], payload: Sample, seconds: float) -
     return timings
 
 
-async def _round(timing: Timing, value: Any, *, warm_up: bool) -> None:
+async def _round(timing: PeerTimes, value: Any, *, warm_up: bool) -> None:
     peer, payload = timing.peer, timing.payload
     collecting = gc.isenabled()
     gc.disable()

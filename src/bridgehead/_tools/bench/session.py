@@ -21,8 +21,8 @@ from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.opening import Opening
 from bridgehead._errors import BridgeError, NotSupported
 from bridgehead._lanes.handshake import LANES, LaneName
-from bridgehead._tools.bench.peers import Execute, LanePeer, Memcpy, Peer, Pickle, RawZmq
-from bridgehead._tools.bench.rounds import NAME, Timing, side_by_side
+from bridgehead._tools.bench.peers import Execute, LanePeer, Memcpy, Peer, PicklePeer, RawZmq
+from bridgehead._tools.bench.rounds import NAME, PeerTimes, side_by_side
 from bridgehead._tools.bench.samples import PAYLOADS, Sample
 
 USUAL = ("int", "dict1k", "dict10k", "np1m", "df", "np100m")
@@ -130,7 +130,7 @@ async def measure(
         info = lanes[0].bridge.info
         peers: list[Peer] = list(lanes)
         empty = Execute(str(info.connection_file), lambda: lanes[0].bridge.state != "dead")
-        for peer in (Memcpy(), Pickle(), RawZmq(), empty):
+        for peer in (Memcpy(), PicklePeer(), RawZmq(), empty):
             await _started(stack, peer, modules)
             peers.append(peer)
         if existing is not None:
@@ -192,7 +192,7 @@ async def _remove(bridge: Bridge) -> None:
         await bridge.delete(NAME)
 
 
-def _figure(timing: Timing) -> Figure:
+def _figure(timing: PeerTimes) -> Figure:
     measured = bool(timing.push) and not timing.left_out
     return Figure(
         payload=timing.payload.name,

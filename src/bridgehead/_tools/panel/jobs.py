@@ -75,7 +75,7 @@ class Job:
             self._send(self.message())
 
 
-class Jobs:
+class JobTable:
     """The operations of one panel."""
 
     def __init__(

@@ -20,7 +20,7 @@ from IPython.core.getipython import get_ipython
 
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._tools.panel.followed import FollowedKernel, labels
-from bridgehead._tools.panel.jobs import Jobs, notebook_names, taken_names
+from bridgehead._tools.panel.jobs import JobTable, notebook_names, taken_names
 from bridgehead._tools.panel.texts import why
 
 # s without a sign of a view until it counts as gone: the page was closed without a word, as by a
@@ -59,7 +59,7 @@ class Panel(anywidget.AnyWidget):
                 zip(labels(pairs, namespace), bridges, strict=True)
             )
         ]
-        self._jobs = Jobs(self._kernels, namespace, self._post, self._send_notebook)
+        self._jobs = JobTable(self._kernels, namespace, self._post, self._send_notebook)
         super().__init__()
         # ipykernel 7.4 sends a click to the shell from which Python spoke last, and a thread counts
         # as the main shell: the click would wait for the running cell.

@@ -1,4 +1,4 @@
-"""Subscriptions: watched values and names, under every Python found here.
+"""Watches: watched values and names, under every Python found here.
 
 Rule: another interpreter evaluates the client's expressions; see ``support/bare.py``.
 """
