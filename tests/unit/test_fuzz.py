@@ -157,7 +157,7 @@ OTHERS = st.sampled_from(
 
 KINDS = {
     "lost",
-    "remote", "name", "missing", "incompatible", "large", "unsupported", "untrusted", "not_loaded",
+    "remote", "name", "missing", "incompatible", "large", "unsupported", "untrusted",
     "integrity", "epoch", "protocol",
 }  # fmt: skip
 

@@ -2,15 +2,16 @@
 
 Rule: this is the one place where an error in a response becomes an exception, and where an
 exception that was raised in the kernel is unpickled. A response is untrusted: whatever its
-fields contain, only the errors of ``_errors`` are raised.
+fields contain, only the errors of ``_errors`` are raised. For that, ``as_object``, ``as_text`` and
+``as_strings`` read fields that may hold anything; every reader of a kernel's messages uses them.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from bridgehead._errors import (
     RESTARTED,
@@ -114,56 +115,71 @@ def raise_error(
         raise ProtocolError(f"the error in the response is of type {found}, not a JSON object")
     kind, message = error.get("kind"), as_text(error.get("message"))
     if kind == "remote":
-        _raise_remote(error, frames if trusted else ())
-    if kind == "name":
-        names = as_strings(error.get("names"))[:MOST_MISSING]
-        close = as_strings(error.get("close"))[:MOST_MISSING]
-        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-        if names and names[0].startswith(KEPT):
-            raise NameNotFound(
-                "the object of a ref is not in the kernel any more: it was freed, or the kernel "
-                "was restarted",
-                names=names,
-            )
-        listed, verb = ", ".join(map(repr, names)), "is" if len(names) == 1 else "are"
-        raise NameNotFound(f"{listed} {verb} not defined in the kernel{hint}", names=names)
-    if kind == "missing":
-        module, executable = as_text(error.get("module")), error.get("where")
-        where = f" ({as_text(executable)})" if executable else ""
-        root = module.partition(".")[0]
-        # cloudpickle itself cannot be shipped by value: it is what unpickles such modules.
-        ship = f", or ship your own module with by_value=[{root}]" if root != "cloudpickle" else ""
-        raise MissingInKernel(
-            f"the kernel{where} cannot import {module!r}: {message}. "
-            f"Install it in the kernel's environment{ship}",
-            module=module,
-        )
-    if kind == "incompatible":
-        raise IncompatiblePython(
-            f"{message}, but this program runs Python {PYTHON[0]}.{PYTHON[1]}; "
-            "only data can cross between Python minor versions"
-        )
-    if kind == "large":
-        raise too_large(error.get("bytes"), limit)
-    if kind == "unsupported":
-        raise NotSupported(message)
-    if kind == "untrusted":
-        raise UntrustedPayload(
-            f"{message}; it was not opened, because only data is trusted. "
-            "Pass allow= or trust='pickle' to open it",
-            type=as_text(error.get("type")),
-        )
-    if kind == "lost":
-        raise ReplyLost(f"the connection was lost before the response arrived: {message}")
-    if kind == "integrity":
-        raise IntegrityError(f"the kernel refused the request: {message}")
-    if kind == "epoch":
-        raise KernelRestarted(RESTARTED)
-    raise ProtocolError(message)
+        raise remote_error(error) from _rebuilt(error, frames if trusted else ())
+    make = _ERRORS.get(kind) if isinstance(kind, str) else None
+    raise ProtocolError(message) if make is None else make(error, message, limit)
 
 
-def _raise_remote(error: Mapping[str, Any], frames: Sequence[memoryview]) -> NoReturn:
-    raise remote_error(error) from _rebuilt(error, frames)
+def _not_found(error: Mapping[str, Any], message: str, limit: int | None) -> NameNotFound:
+    names = as_strings(error.get("names"))[:MOST_MISSING]
+    close = as_strings(error.get("close"))[:MOST_MISSING]
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+    if names and names[0].startswith(KEPT):
+        return NameNotFound(
+            "the object of a ref is not in the kernel any more: it was freed, or the kernel "
+            "was restarted",
+            names=names,
+        )
+    listed, verb = ", ".join(map(repr, names)), "is" if len(names) == 1 else "are"
+    return NameNotFound(f"{listed} {verb} not defined in the kernel{hint}", names=names)
+
+
+def _missing(error: Mapping[str, Any], message: str, limit: int | None) -> MissingInKernel:
+    module, executable = as_text(error.get("module")), error.get("where")
+    where = f" ({as_text(executable)})" if executable else ""
+    root = module.partition(".")[0]
+    # cloudpickle itself cannot be shipped by value: it is what unpickles such modules.
+    ship = f", or ship your own module with by_value=[{root}]" if root != "cloudpickle" else ""
+    return MissingInKernel(
+        f"the kernel{where} cannot import {module!r}: {message}. "
+        f"Install it in the kernel's environment{ship}",
+        module=module,
+    )
+
+
+def _incompatible(error: Mapping[str, Any], message: str, limit: int | None) -> IncompatiblePython:
+    return IncompatiblePython(
+        f"{message}, but this program runs Python {PYTHON[0]}.{PYTHON[1]}; "
+        "only data can cross between Python minor versions"
+    )
+
+
+def _untrusted(error: Mapping[str, Any], message: str, limit: int | None) -> UntrustedPayload:
+    return UntrustedPayload(
+        f"{message}; it was not opened, because only data is trusted. "
+        "Pass allow= or trust='pickle' to open it",
+        type=as_text(error.get("type")),
+    )
+
+
+# The kinds of ``wire.errors``. Each function takes the fields of the error, its message, and the
+# ``max_bytes`` of the request.
+_ERRORS: dict[str, Callable[[Mapping[str, Any], str, int | None], Exception]] = {
+    "protocol": lambda error, message, limit: ProtocolError(message),
+    "integrity": lambda error, message, limit: IntegrityError(
+        f"the kernel refused the request: {message}"
+    ),
+    "epoch": lambda error, message, limit: KernelRestarted(RESTARTED),
+    "lost": lambda error, message, limit: ReplyLost(
+        f"the connection was lost before the response arrived: {message}"
+    ),
+    "name": _not_found,
+    "missing": _missing,
+    "incompatible": _incompatible,
+    "large": lambda error, message, limit: too_large(error.get("bytes"), limit),
+    "unsupported": lambda error, message, limit: NotSupported(message),
+    "untrusted": _untrusted,
+}
 
 
 def _rebuilt(fields: Mapping[str, Any], frames: Sequence[memoryview]) -> BaseException | None:

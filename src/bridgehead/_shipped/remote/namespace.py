@@ -236,7 +236,7 @@ def codec_function(name: str) -> Any:
     """Return a function of the data-only codec, which is shipped when it is first needed."""
     function = globals().get(name)
     if function is None:
-        raise WireError("not_loaded", "the data-only codec is not loaded in the kernel")
+        raise WireError("protocol", "the data-only codec is not loaded in the kernel")
     return function
 
 

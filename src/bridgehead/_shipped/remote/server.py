@@ -162,25 +162,9 @@ class Remote:
         """Serve one message whose header was checked; see ``receive``."""
         transfers, operation, inbox, recorded = self.transfers, header["op"], None, False
         try:
-            # Each message drops what vanished bridges left.
-            transfers.sweep()
-            if self.resources.known and self.kernel.is_thread_of_cells:
-                self.resources.sweep()
-            # Check the epoch before anything is stored: a message for another kernel must change
-            # nothing in this one.
-            if operation != "hello" and self.epoch not in str(header.get("epoch")).split():
-                raise WireError("epoch", "the request is for another kernel")
-            for identity in header.get("acks") or ():
-                transfers.discard(identity)
-            if operation == "next_chunk":
-                return transfers.next_chunk(header, thread)
-            if operation == "forget":
-                transfers.forget(header["id"])
-                return {}, []
-            # Check for a repeated message before the inbox is looked up: the first message, which
-            # ran the request, has taken the inbox out of its table.
-            if header["id"] in transfers.done and (header.get("resumable") or operation == "chunk"):
-                return transfers.repeat_response(header)
+            early = self.serve_early(header, thread)
+            if early is not None:
+                return early
             inbox = transfers.assemble(header, parts, thread)
             if operation == "chunk":
                 transfers.inboxes[header["id"]] = inbox
@@ -222,6 +206,36 @@ class Remote:
             transfers.discard(header["id"])
             return transfers.defer(header, inbox)
         return response, out
+
+    def serve_early(
+        self, header: RequestHeader, thread: SocketThread | None
+    ) -> tuple[ResponseHeader, Any] | None:
+        """Serve a message that needs nothing but what earlier ones left; None if it needs more.
+
+        Such a message is for another kernel, asks for a part of a response, ends a transfer, or
+        repeats a request.
+        """
+        transfers, operation = self.transfers, header["op"]
+        # Each message drops what vanished bridges left.
+        transfers.sweep()
+        if self.resources.known and self.kernel.is_thread_of_cells:
+            self.resources.sweep()
+        # Check the epoch before anything is stored: a message for another kernel must change
+        # nothing in this one.
+        if operation != "hello" and self.epoch not in str(header.get("epoch")).split():
+            raise WireError("epoch", "the request is for another kernel")
+        for identity in header.get("acks") or ():
+            transfers.discard(identity)
+        if operation == "next_chunk":
+            return transfers.next_chunk(header, thread)
+        if operation == "forget":
+            transfers.forget(header["id"])
+            return {}, []
+        # Check for a repeated message before the inbox is looked up: the first message, which
+        # ran the request, has taken the inbox out of its table.
+        if header["id"] in transfers.done and (header.get("resumable") or operation == "chunk"):
+            return transfers.repeat_response(header)
+        return None
 
     def outcome(self, header: RequestHeader, error: BaseException) -> HeaderAndFrames:
         """Return the response to a request that was ended by an error, such as an interrupt.
