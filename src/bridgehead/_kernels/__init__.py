@@ -9,6 +9,7 @@ It knows nothing of the remote part and sends no request to it.
 - ``local``: connects by a connection file, or by the client or manager of the caller.
 - ``connection_file``: finds and reads connection files.
 - ``jupyter_servers``: connects to a kernel behind a Jupyter server; ``server_wait`` waits for one.
+- ``descriptors``: whether this process may open what a connection takes.
 - ``listeners``: which process listens on a port of this machine.
 - ``security``: refuses insecure connections, before a socket is opened.
 """

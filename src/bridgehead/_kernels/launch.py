@@ -28,9 +28,9 @@ from jupyter_core.paths import jupyter_runtime_dir, secure_write
 from traitlets import TraitError
 
 from bridgehead._errors import KernelNotFound, NotSupported
+from bridgehead._kernels.descriptors import LAUNCHED, check_descriptors
 from bridgehead._kernels.launch_folder import LaunchFolder, is_of_running_kernel, sweep
 from bridgehead._kernels.security import checked
-from bridgehead._transports.descriptors import LAUNCHED, check_descriptors
 from bridgehead._transports.process import KernelProcess, checked_limits, limited
 from bridgehead._transports.tasks import finish, noted_on
 from bridgehead._transports.zmq import ZmqTransport

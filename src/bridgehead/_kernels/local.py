@@ -17,9 +17,9 @@ from traitlets import TraitError
 
 from bridgehead._errors import KernelNotFound
 from bridgehead._kernels.connection_file import find, read, refuse_own
+from bridgehead._kernels.descriptors import ATTACHED, check_descriptors
 from bridgehead._kernels.security import checked, warn_if_others_can_read
 from bridgehead._transports.base import Transport
-from bridgehead._transports.descriptors import ATTACHED, check_descriptors
 from bridgehead._transports.process import KernelProcess
 from bridgehead._transports.tasks import noted_on
 from bridgehead._transports.zmq import CHANNELS, ZmqTransport

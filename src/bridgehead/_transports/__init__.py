@@ -16,13 +16,13 @@ What all transports share, in the order in which a request meets it:
 - ``evidence``: whether a process of this machine, or what listens at an address, has ended.
 - ``quirks``: how other Python kernels differ from ipykernel.
 - ``tasks``: helpers for asyncio tasks and for waiting.
+- ``addresses``: addresses of sockets and of servers; ``_kernels`` and ``_tools`` use them, too.
 - ``timings``: all waits and periods of the client, with their reasons.
 
 The transports, each with its helpers:
 
-- ``zmq``: the kernel's own ZeroMQ sockets; ``zmq_link``, ``zmq_reader``, ``process``,
-  ``addresses``, ``descriptors``, ``signed``, which checks and parses the messages, and
-  ``subscription``, which says what is read on iopub.
+- ``zmq``: the kernel's own ZeroMQ sockets; ``zmq_link``, ``zmq_reader``, ``process``, ``signed``,
+  which checks and parses the messages, and ``subscription``, which says what is read on iopub.
 - ``websocket``: a kernel behind a Jupyter server; ``rest``, ``jupyterhub``, ``subprotocols``.
 - ``ipyparallel_engine``: one engine of a cluster; ``ipyparallel_client``, and
   ``ipyparallel_control`` for what the engine serves while it works.
