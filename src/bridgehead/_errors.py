@@ -1,4 +1,4 @@
-"""The exceptions, in one tree.
+"""The exceptions, in one tree, and how they are shown.
 
 Rule: the base class says whether the request ran; the class says why; the message says what went
 wrong, what state things are in now, and what to do. Every class pickles. The tree::
@@ -11,7 +11,7 @@ wrong, what state things are in now, and what to do. Every class pickles. The tr
         IncompatiblePython  code objects cannot cross between Python minor versions
         PayloadTooLarge     the object has more bytes than max_bytes allows
         InsecureConnection  others could read or forge the messages of the connection
-      NotExecuted           the kernel refused the request, and is unchanged
+      NotExecuted           the request was refused, and the kernel is unchanged
         RequestAborted      another client's failing cell aborted it, each time
         IntegrityError      what arrived in the kernel is not what was sent
         NotSupported        this kernel or this connection cannot do it
@@ -36,6 +36,10 @@ for anything else, that is the builtin ``MemoryError``, with a note that says wh
 was sent.
 ``FleetError`` is an ``ExceptionGroup`` of the errors of several kernels.
 ``InsecureConnectionWarning`` is a warning: the connection is made all the same.
+
+What shows them is here, too, below all floors. ``harmless`` and ``coloured`` take out of a text
+what controls a terminal; the command line and what shows a kernel's outputs use them, too. In
+IPython an error is shown without the library's frames.
 """
 
 from __future__ import annotations
@@ -297,7 +301,7 @@ class InsecureConnectionWarning(UserWarning):
 
 
 class NotExecuted(BridgeError):
-    """The kernel refused or dropped the request; the kernel is unchanged."""
+    """The request was refused or dropped; the kernel is unchanged."""
 
 
 class RequestAborted(NotExecuted):
@@ -316,6 +320,8 @@ class IntegrityError(NotExecuted):
 
 class NotSupported(NotExecuted):
     """The kernel, or the kind of connection to it, does not support the operation.
+
+    The kernel refused it, or the bridge knew that it would and sent nothing.
 
     >>> await bridge.interrupt()
     Traceback (most recent call last):

@@ -105,6 +105,25 @@ async def test_nothing_that_waits_runs_in_another_process(
         await until_it_works(bridge)
 
 
+async def test_a_kernel_that_is_stopped_behind_a_server_is_unresponsive(
+    wired: tuple[Bridge, Wire, str], shorten: Callable[..., None]
+) -> None:
+    """J13. No heartbeat crosses a server: it is reported when control, too, has not answered."""
+    bridge, _, _ = wired
+    await bridge.push(x=1)
+    shorten(lost_after=1.0)
+    os.kill(bridge.info.pid, signal.SIGSTOP)
+    try:
+        async with reported_within(60):
+            outcomes = await all_of(bridge.pull("x"), bridge.exists("x"))
+        assert {type(outcome) for outcome in outcomes} == {KernelUnresponsive}
+    finally:
+        os.kill(bridge.info.pid, signal.SIGCONT)
+    shorten(lost_after=Timings().lost_after)
+    await until(lambda: not bridge._transport.life.is_unresponsive)
+    assert await bridge.pull("x") == 1
+
+
 async def test_a_kernel_that_is_stopped_when_the_connection_breaks_is_unresponsive(
     wired: tuple[Bridge, Wire, str], shorten: Callable[..., None]
 ) -> None:

@@ -34,6 +34,8 @@ class MimeReply:
         return {"text/plain": "", MIME: self.text}
 
 
+LANES = ("inline", "buffers", "probe")  # the last one only finds out whether buffers arrive
+
 _remotes: dict[int, Remote] = {}  # by id of the namespace's dict, which its Remote keeps alive
 
 
@@ -60,6 +62,9 @@ def carry_message(remote: Remote, lane: str, header_text: str, data: str) -> Mim
     except (ValueError, RecursionError) as error:
         damaged = WireError("integrity", "the request is damaged: %s" % error)
         return MimeReply(dumps(remote.refused(damaged)))
+    if lane not in LANES:
+        unknown = WireError("protocol", "this remote part knows no lane %r" % (lane,))
+        return MimeReply(dumps(remote.refused(unknown)))
     if lane != "inline":
         parts = remote.kernel.buffers()
     if lane == "probe":

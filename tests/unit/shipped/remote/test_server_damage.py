@@ -151,6 +151,13 @@ def test_a_damaged_push_is_refused_and_changes_nothing(
     assert space.kept() == (0, 0)
 
 
+def test_a_message_of_an_unknown_lane_is_refused_by_name(space: Space) -> None:
+    response = space.evaluate(_bootstrap.expression("outline", space.header("bind", names=["a"])))
+    with pytest.raises(ProtocolError, match="this remote part knows no lane 'outline'"):
+        raise_error(response, ())
+    assert "a" not in space.names()
+
+
 def test_a_request_for_which_there_is_no_memory_is_a_memory_error(space: Space) -> None:
     """K4. It did not run, and the kernel goes on."""
     space.cell(
