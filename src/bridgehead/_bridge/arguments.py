@@ -235,7 +235,7 @@ def checked_types(types: Sequence[str] | None) -> list[str] | None:
     return list(types)
 
 
-def checked_on_timeout(word: OnTimeout) -> bool:
+def wants_interrupt(word: OnTimeout) -> bool:
     """Return whether ``on_timeout=`` asks for an interrupt.
 
     Raises:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bridgehead._bridge.arguments import OnTimeout, checked_objects, checked_on_timeout
+from bridgehead._bridge.arguments import OnTimeout, checked_objects, wants_interrupt
 from bridgehead._connection.call import Call
 from bridgehead._connection.connection import Connection
 from bridgehead._connection.outputs import CellOutputs
@@ -64,7 +64,7 @@ class CellWork:
             "allow_stdin": on_input is not None,
             "stop_on_error": False,
         }
-        self._connection, self._interrupts = connection, checked_on_timeout(on_timeout)
+        self._connection, self._interrupts = connection, wants_interrupt(on_timeout)
         stage = None
         if isinstance(push, Mapping) and not push:  # as pull=[]
             push = None

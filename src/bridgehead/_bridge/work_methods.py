@@ -13,10 +13,10 @@ from typing import Any, Literal, TypeVar, overload
 from bridgehead._bridge.arguments import (
     OnTimeout,
     WhenFull,
-    checked_on_timeout,
     expression_text,
     is_coroutine_function,
     takes_options,
+    wants_interrupt,
 )
 from bridgehead._bridge.cell_methods import CellMethods
 from bridgehead._bridge.work import FunctionWork
@@ -222,7 +222,7 @@ class WorkMethods(CellMethods):
         self, *work: Any, timeout: float | None, on_timeout: OnTimeout, **options: Any
     ) -> Any:
         """Do what ``call`` does; for a fleet, with a ``source`` that its kernels share."""
-        interrupts = checked_on_timeout(on_timeout)
+        interrupts = wants_interrupt(on_timeout)
         made = self._work(*work, interrupts=interrupts, timeout=timeout, **options)
         async with Deadline(timeout, "call", self._transport, made.call):
             return await made.do()

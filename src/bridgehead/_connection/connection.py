@@ -256,7 +256,7 @@ class Connection:
             elif call.delivery is not None and not call.delivery.is_in(remote.info.epoch):
                 # The frames of a broadcast were lost with the remote part that received them.
                 is_lost = call.delivery.epoch != remote.info.epoch
-                if is_lost or not await turn.prepare(call.delivery.is_complete()):
+                if is_lost or not await turn.prepare(call.delivery.wait_complete()):
                     call.delivery = None
             else:
                 return self._request(call)

@@ -107,7 +107,7 @@ class Installation:
         And no cell of an earlier connection is to be withdrawn.
         """
         life = self._transport.life
-        is_reached = self.is_current and not (life.is_unresponsive or self.lane.lost)
+        is_reached = self.is_current and not (life.is_unresponsive or self.lane.is_lost)
         return is_reached and not self._lost_cells
 
     @property
@@ -127,7 +127,7 @@ class Installation:
         if life.is_unresponsive and (seeking is None or seeking.done()):  # nothing else may ask it
             self._seeking = self._transport.spawn(self._transport.dispatcher.seek_sign())
         await life.wait_until_responsive()
-        if self.is_current and self.lane.lost:
+        if self.is_current and self.lane.is_lost:
             self.generation = LOST
         if not self.is_current:
             before, lost = getattr(self, "greeting", None), self.generation == LOST
@@ -285,7 +285,7 @@ class Installation:
             # The next interrupt would take a "wake" for work of the lane's thread, which it has to
             # end. In a stopped kernel it would give the lane up.
             busy = lane.client.at_work or operation == "wake"
-            if not (lane.lost or (busy and self.greeting.serves_control)):
+            if not (lane.is_lost or (busy and self.greeting.serves_control)):
                 # If the thread has ended, nothing was done, and the control thread may answer.
                 with contextlib.suppress(KernelRestarted):
                     return await self.request_unordered(operation, now=True, **fields)

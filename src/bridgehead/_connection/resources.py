@@ -132,7 +132,7 @@ class RemoteResource(ABC):
         """Note that the connection is a new one; events may have been lost with the old one."""
         self.resources.renew_soon()
 
-    def lost(self, event: Response) -> None:
+    def note_lost(self, event: Response) -> None:
         """Note that the rest of an event cannot be fetched; the kernel sends it again if it can."""
         number = int(event.header["event"].rpartition(":")[2])
         if number == self.seen:

@@ -82,7 +82,7 @@ class Outcome(RemoteResource):
                 if attempt == SENDINGS - 1 or not self.is_known:  # a restart ended it meanwhile
                     raise
                 self._event = self._life.waiter()
-                self.lost(event)
+                self.note_lost(event)
         raise AssertionError
 
 

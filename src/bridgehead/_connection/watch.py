@@ -129,7 +129,7 @@ class Watch(AsyncItems[T]):
             whole = await self._connection.resources.fetch(event, limit, trusted=trusted)
             return whole.header, whole.frames
         except ReplyLost:
-            self._latest.lost(event)
+            self._latest.note_lost(event)
             raise
 
 

@@ -75,7 +75,7 @@ class Lane(ABC):
         """The algorithm with which frames are signed on this lane."""
 
     @property
-    def lost(self) -> bool:
+    def is_lost(self) -> bool:
         """Whether the handshake must make another lane of this kind."""
         return False
 

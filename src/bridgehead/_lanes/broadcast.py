@@ -45,7 +45,7 @@ class Delivery:
         """Return whether it is known to be complete in the kernel with this remote part."""
         return self.used and self.epoch == epoch
 
-    async def is_complete(self) -> bool:
+    async def wait_complete(self) -> bool:
         """Wait until it is known whether all frames are in the kernel, and return that."""
         if not await asyncio.shield(self._sent):
             return False

@@ -64,8 +64,8 @@ class DirectLane(Lane):
         self._warned = False
 
     @property
-    def lost(self) -> bool:
-        return self.client.lost
+    def is_lost(self) -> bool:
+        return self.client.is_lost
 
     @property
     def in_messages(self) -> MessageLane:
@@ -87,7 +87,7 @@ class DirectLane(Lane):
     def can_carry_now(self, header: Mapping[str, Any]) -> bool:
         client = self.client
         return not (
-            client.at_work or client.lost or self._is_behind_messages
+            client.at_work or client.is_lost or self._is_behind_messages
         ) and self.serves_beside_cells(header)
 
     @property
@@ -112,7 +112,7 @@ class DirectLane(Lane):
             BridgeError: see ``Lane.carry``.
         """
         header, now = request.header, request.header.get("now")
-        if self.lost:
+        if self.is_lost:
             await self._raise_lost("nothing was sent")
         if self.serves_beside_cells(header) and (now or not self._is_behind_messages):
             if not now:

@@ -248,7 +248,7 @@ class SocketClient:
         self._life = life
         self.pool = Pool(share, files=files)
         self.channel = FrameSocket(sock, self.pool, HEADER_LIMIT)
-        self.lost = False
+        self.is_lost = False
         self._loop = asyncio.get_running_loop()
         self._serials = count(1)
         self._waiting: dict[int, asyncio.Future[SocketReply]] = {}
@@ -279,7 +279,7 @@ class SocketClient:
         a segment must have been leased to the kernel before.
         """
         future: asyncio.Future[SocketReply]
-        if self.lost:
+        if self.is_lost:
             future = asyncio.Future(loop=self._loop)
             future.set_exception(_lost())
             return future
@@ -363,9 +363,9 @@ class SocketClient:
 
     def close(self) -> None:
         """Close the socket; every waiter gets ``SocketLost``."""
-        if self.lost:
+        if self.is_lost:
             return
-        self.lost = True
+        self.is_lost = True
         self._loop.remove_reader(self._file)
         if self._unsent is not None:
             self._loop.remove_writer(self._file)
@@ -416,7 +416,7 @@ class SocketClient:
         assert self._unsent is not None
         data, files = self._unsent
         data, unsent = self._send_now(data, files)
-        if self.lost:
+        if self.is_lost:
             return
         if len(unsent) < len(files):
             _close(files)
@@ -425,7 +425,7 @@ class SocketClient:
             return
         self._unsent = None
         self._loop.remove_writer(self._file)
-        while self._queued and self._unsent is None and not self.lost:
+        while self._queued and self._unsent is None and not self.is_lost:
             serial, (queued, message) = next(iter(self._queued.items()))
             if queued.done():
                 self._give_up(serial)
@@ -440,7 +440,7 @@ class SocketClient:
             alive = channel.receive()
             while channel.unread and (message := channel.next()) is not None:
                 serial, header, frames = message
-                self._life.responsive()  # any message is a sign of life
+                self._life.note_responsive()  # any message is a sign of life
                 future = self._waiting.pop(serial, None)
                 if serial and self._drainers:
                     self._wake_drainers()
@@ -480,7 +480,7 @@ class SocketClient:
         self._tick_later()
 
     def _tick_later(self) -> None:
-        if self._ticking is None and self._has_memory and not self.lost:
+        if self._ticking is None and self._has_memory and not self.is_lost:
             self._ticking = self._loop.call_later(self._life.timings.memory_every, self._tick)
 
 

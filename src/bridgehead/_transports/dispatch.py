@@ -445,7 +445,7 @@ class Dispatcher:
 
     def received(self, channel: str, message: dict[str, Any]) -> None:
         """Handle one message; the reader of its channel calls this."""
-        self._life.responsive()  # any message is a sign of life
+        self._life.note_responsive()  # any message is a sign of life
         if channel == "iopub":
             in_subshell = bool(message["parent_header"].get("subshell_id"))
             self._on_iopub(Message.parse(message, self._life.trust), in_subshell)
@@ -614,7 +614,7 @@ class Dispatcher:
                         if answered:
                             self._fail(before, _no_answer(silent))
                         else:  # for whatever waits behind these requests, too
-                            self._life.unresponsive(partial(_silent, silent), only_beats=True)
+                            self._life.note_unresponsive(partial(_silent, silent), only_beats=True)
                         return
                 pause *= 2
         except BridgeError:
@@ -665,7 +665,7 @@ class Dispatcher:
                     timings, known = self._timings, self._life.is_unresponsive
                     if silent >= (timings.silence if known else timings.lost_after):
                         # For all that waits: nothing else is quicker than this channel.
-                        self._life.unresponsive(partial(_silent, silent), only_beats=True)
+                        self._life.note_unresponsive(partial(_silent, silent), only_beats=True)
                         raise _silent(silent)
                     silent += every if questions else 0
                 questions.append(await self._ask("control"))

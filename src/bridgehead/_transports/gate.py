@@ -74,7 +74,7 @@ class Gate:
         """Let messages pass: this process answers; None for whichever answers first."""
         self.process, self.is_open = process, True
         self._cancel_deadline()
-        self._life.responsive()
+        self._life.note_responsive()
         self.wake()
 
     def _cancel_deadline(self) -> None:
@@ -84,7 +84,7 @@ class Gate:
 
     def _silent(self) -> None:
         self._deadline = None  # the next question sets another one
-        self._life.unresponsive(
+        self._life.note_unresponsive(
             lambda: KernelUnresponsive(
                 f"for {self._life.timings.lost_after:g} s the kernel has answered nothing on its "
                 "control channel, not even which of its processes answers now; the bridge sends "

@@ -169,10 +169,10 @@ class IpyparallelClient:
                 # a scheduler is a sign of life as well.
                 if time.monotonic() - self._heard_at >= Transport.timings.silence:
                     for engine in self.engines:
-                        engine.life.unresponsive(_no_hub)
+                        engine.life.note_unresponsive(_no_hub)
                 continue
             for engine in self.engines:
-                engine.life.responsive(beat=True)  # the hub answers, which is no message
+                engine.life.note_responsive(beat=True)  # the hub answers, which is no message
 
     # ------------------------------------------------------------ requests
 

@@ -133,7 +133,7 @@ class KernelState:
             self._lost_error, self._unresponsive_error, self.state = None, None, "idle"
             self.shut_down = False
 
-    def unresponsive(self, why: Callable[[], BridgeError], *, only_beats: bool = False) -> None:
+    def note_unresponsive(self, why: Callable[[], BridgeError], *, only_beats: bool = False) -> None:
         """Record that the kernel shows no sign of life, and fail every waiter.
 
         Requests in flight stay in the dispatcher's table: they may still run, and their replies
@@ -147,7 +147,7 @@ class KernelState:
             self._no_longer_unresponsive.clear()
             self._fail_waiters(why)
 
-    def responsive(self, *, beat: bool = False) -> None:
+    def note_responsive(self, *, beat: bool = False) -> None:
         """Record a sign of life from the kernel: a message, or the answer to a heartbeat."""
         self.signs += 1
         if beat and self._only_beats:

@@ -53,7 +53,7 @@ class OutputSubscription:
         # Not narrowed while the bridge is opened: that would cost the kernel another confirmation.
         self._wanted_at = asyncio.get_running_loop().time()
 
-    async def confirmed(self) -> None:
+    async def wait_confirmed(self) -> None:
         """Wait until the kernel has confirmed the subscriptions, or was given time to do so.
 
         ipykernel overlooks a subscription that arrives while its thread publishes, until the next
@@ -92,14 +92,14 @@ class OutputSubscription:
                 self.is_pending = True
 
     def widen(self) -> None:
-        """Subscribe to everything. While ``is_pending``, wait for ``confirmed`` before sending."""
+        """Subscribe to everything. While ``is_pending``, call ``wait_confirmed`` before sending."""
         if not self._is_wide:
             with contextlib.suppress(zmq.ZMQError):  # the socket was closed
                 self._socket.subscribe(b"")
                 self._ask()
                 self._is_wide, self.is_pending = True, self._confirms
 
-    def arrived(self, topic: bytes) -> bool:
+    def take_topic(self, topic: bytes) -> bool:
         """Take the topic of a message; return whether the message is wanted.
 
         The subscription is narrowed when outputs have not been wanted for a while.
@@ -114,7 +114,7 @@ class OutputSubscription:
             self._narrow()
         return not topic.startswith(OUTPUTS)
 
-    async def rest(self) -> None:
+    async def drain(self) -> None:
         """Wait until all messages of a process that has ended are read.
 
         Its exit may be noticed before its last messages are. The end of the connection, or a failed

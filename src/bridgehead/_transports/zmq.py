@@ -420,7 +420,7 @@ class ZmqTransport(Transport):
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         identity, generation = message["header"]["msg_id"], self.life.generation
         if self.subscription.is_pending and channel == "shell":
-            await self.subscription.confirmed()
+            await self.subscription.wait_confirmed()
         parts = [*self.session.serialize(message), *buffers]
         while True:
             message_type, gate = message["header"]["msg_type"], self.link.gate
@@ -456,7 +456,7 @@ class ZmqTransport(Transport):
     def _arrived(self, channel: str, frames: list[zmq.Frame]) -> None:
         try:
             topic, frames = split(frames)
-            if channel != "iopub" or self.subscription.arrived(topic):
+            if channel != "iopub" or self.subscription.take_topic(topic):
                 self._received(channel, self._signed.read(frames))
         except Exception:  # noqa: BLE001
             # A forged, damaged or unknown message must only harm its own request.
@@ -468,7 +468,7 @@ class ZmqTransport(Transport):
             self._iopub_seen.set()
             self._silent_since = None
             if header["msg_type"] == "iopub_welcome":
-                self.life.responsive()
+                self.life.note_responsive()
                 self.subscription.welcomed(message["content"].get("subscription"))
                 return
         elif channel == "control" and header["msg_type"] == "kernel_info_reply":
@@ -502,7 +502,7 @@ class ZmqTransport(Transport):
 
     def connection_lost(self, why: Callable[[], BridgeError], state: str) -> None:
         super().connection_lost(why, state)
-        self.link.lost()
+        self.link.note_lost()
 
     # ------------------------------------------------------------ signs of life
 
@@ -564,7 +564,7 @@ class ZmqTransport(Transport):
                     await heart.recv(flags=zmq.NOBLOCK)
                 self._missed, known = 0, True
                 self.has_pulse = True
-                self.life.responsive(beat=True)
+                self.life.note_responsive(beat=True)
                 continue
             # Any other message is a sign of life as well.
             self._missed = self._missed + 1 if signs == self.life.signs else 0
@@ -582,7 +582,7 @@ class ZmqTransport(Transport):
         if self.local_process is not None and self.local_process.has_ended():
             self.link.ended()
             return
-        self.life.unresponsive(self._silence())
+        self.life.note_unresponsive(self._silence())
         self.link.gate.wake()
         if self._question is None or self._question.done():
             self._question = self.spawn(self._ask_on_control())
@@ -609,7 +609,7 @@ class ZmqTransport(Transport):
             return
         if not await process.has_ended():
             return
-        await self.subscription.rest()
+        await self.subscription.drain()
         if self.life.generation == generation:  # else it is lost already, or was replaced
             by = "; another client had asked it to shut down" if self.life.shut_down else ""
             text = f"the kernel's process {process.how()}{by}{process.last_words()}"

@@ -204,7 +204,7 @@ class Link:
         if ended:
             self.ended()
         else:
-            transport.life.unresponsive(self._cut_off)
+            transport.life.note_unresponsive(self._cut_off)
             self.gate.wake()
 
     def ended(self) -> None:
@@ -269,14 +269,14 @@ class Link:
         life, dispatcher = self._transport.life, self._transport.dispatcher
         if life.is_lost:
             life.connection_made()
-        life.responsive()
+        life.note_responsive()
         unanswered, self._unanswered = self._unanswered, set()
         for request in unanswered:
             dispatcher.settle(request, _lost_reply())
         for listener in list(life.listeners.values()):
             listener.renew()
 
-    def lost(self) -> None:
+    def note_lost(self) -> None:
         """Note that the dispatcher has forgotten all requests."""
         self._unanswered.clear()
         self.gate.lost()

@@ -460,7 +460,7 @@ async def test_a_socket_that_is_lost_before_the_death_is_noticed(
             monkeypatch.setattr(pause, "has_ended", _once(reading, pause.has_ended))
         lane = bridge._connection.remote.lane
         os.kill(live.info.pid, signal.SIGKILL)
-        await until(lambda: lane.lost)
+        await until(lambda: lane.is_lost)
         calls = [asyncio.ensure_future(call) for call in everything(bridge)]
         await asyncio.sleep(0.1)
         reading.set()
@@ -490,7 +490,7 @@ async def test_a_death_is_found_although_the_process_is_hardly_watched(
     lane = live._connection.remote.lane
     await asyncio.sleep(0.2)  # the watch waits for good
     os.kill(live.info.pid, signal.SIGKILL)
-    await until(lambda: lane.lost)
+    await until(lambda: lane.is_lost)
     async with reported_within(3):
         outcomes = await all_of(*everything(live))
     assert {type(outcome) for outcome in outcomes} == {KernelDied}, outcomes

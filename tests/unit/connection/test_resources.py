@@ -145,7 +145,7 @@ async def test_an_event_that_comes_twice_is_taken_once(loopback: Bridge) -> None
         resource.feed(content, [])
     (event,) = resource.events
     assert isinstance(event, Response)
-    resource.lost(event)
+    resource.note_lost(event)
     resource.feed(content, [])
     assert len(resource.events) == 2
 

@@ -496,7 +496,7 @@ async def test_every_waiter_gets_socket_lost_when_the_socket_closes(
     for future in asked:
         with pytest.raises(SocketLost):
             await asyncio.wait_for(future, 30)
-    assert connected.lost
+    assert connected.is_lost
     with pytest.raises(SocketLost):
         await connected.ask({"n": 1, "sizes": []})
     await connected.drained()
@@ -510,7 +510,7 @@ async def test_garbage_closes_the_client(folder: Path) -> None:
     kernel_end.sendall(b"\xff" * 200)
     with pytest.raises(SocketLost):
         await asyncio.wait_for(asked, 30)
-    assert client.lost
+    assert client.is_lost
     kernel_end.close()
 
 

@@ -46,7 +46,7 @@ async def test_the_last_messages_of_a_process_that_has_ended_are_read(listens_ag
         async def reader() -> None:
             while True:
                 topic = await socket.recv()
-                subscription.arrived(topic)
+                subscription.take_topic(topic)
                 read.append(topic)
                 if len(read) % 16 == 0:
                     await asyncio.sleep(0)
@@ -60,7 +60,7 @@ async def test_the_last_messages_of_a_process_that_has_ended_are_read(listens_ag
                     again.bind(f"tcp://127.0.0.1:{port}")
                     break
                 time.sleep(0.001)
-        await subscription.rest()
+        await subscription.drain()
         assert len(read) == SENT
         task.cancel()
         socket.close(linger=0)
@@ -89,7 +89,7 @@ async def test_a_confirmation_that_does_not_come_is_asked_for_again() -> None:
                         subscription.welcomed(probes[-1].decode())
 
         task = asyncio.create_task(kernel())
-        await subscription.confirmed()
+        await subscription.wait_confirmed()
         assert len(set(probes)) >= 3
         assert not subscription.is_pending
         task.cancel()
