@@ -43,15 +43,15 @@ from bridgehead._transports.tasks import waited
 
 T = TypeVar("T")
 
-AHEAD = 4  # times the window: chunks for each kernel that are read and not consumed
-CHUNK_SECONDS = 0.05  # of work, for which an automatic chunk is made
-# Of an automatic chunk, arguments and results. How long it took to cross says nothing: if a request
-# takes a second, whatever it brings, small chunks would take longest.
+AHEAD = 4  # chunks for each kernel that are read and not consumed, in windows
+CHUNK_SECONDS = 0.05  # the work that an automatic chunk should have
+# The limit of an automatic chunk, of its arguments and of its results. How long it took to cross
+# says nothing: if a request takes a second, whatever it brings, small chunks would take longest.
 MOST_BYTES = 8 << 20
-MOST_ITEMS = 10_000  # of any chunk: each has a frame of its own
-LAST = 4  # the part of a chunk that the last ones have at least
+MOST_ITEMS = 10_000  # the limit of any chunk, because each item has a frame of its own
+LAST = 4  # the last chunks are smaller, to end together, but have a fourth of the others' items
 GROWTH = 8  # times the items of the last automatic chunk, at most
-REPEATS = 3  # of giving a kernel the function, if the kernel loses it again meanwhile
+REPEATS = 3  # times that a kernel is given the function, if it loses it again meanwhile
 ChunkSize = int | Literal["auto"]
 
 # Called with (function,): the kernel keeps what it returns, under no name.

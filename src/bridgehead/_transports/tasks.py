@@ -57,14 +57,14 @@ class UserCall:
 
 
 def user_call() -> UserCall | None:
-    """Return the call of the user's code from which this comes, if it runs."""
+    """Return the call of the user's code that called this function, if that call still runs."""
     call = _user_call.get()
     return call if call is not None and call.is_running else None
 
 
 @contextlib.contextmanager
 def closing(tasks: Tasks) -> Iterator[None]:
-    """Close the owner of tasks; no owner waits for the user's code from which this comes."""
+    """Close the owner of tasks; if the user's code closes it, do not wait for that code to end."""
     call = user_call()
     if call is None or call.task is None or call.task.get_loop() is not asyncio.get_running_loop():
         yield  # in another loop, a thread of the code closes
@@ -116,8 +116,9 @@ class Tasks:
     def spared(self, call: UserCall, closed: Tasks) -> Iterator[None]:
         """Have ``cancel`` not wait for the task of a call, which closes the owner of ``closed``.
 
-        If that is the owner of these tasks, the call is not cancelled either. The owner of others
-        may wait for this one, as functions of two owners may close each other's.
+        If that is the owner of these tasks, the call is not cancelled either: it would cancel its
+        own closing. If it is another owner, waiting for it could never end: functions of two owners
+        may close each other's.
         """
         self._closers.append((call, closed))
         if self._new_closer is not None and not self._new_closer.done():

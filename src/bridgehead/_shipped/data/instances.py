@@ -17,7 +17,9 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.standard import make_decimal
 
 
-INSTANCE = 2  # levels, besides that of the dict of its attributes: three frames of a repr
+# The levels that an instance adds to the depth of a value, beside that of its dict of attributes:
+# its repr takes three frames of Python.
+INSTANCE = 2
 
 ANYTHING = (object,)
 # What a builtin class is made of, when an allowed class inherits its constructor. From other

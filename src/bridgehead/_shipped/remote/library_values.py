@@ -1,7 +1,8 @@
 """Which values of libraries run no code of the user's when they are looked at.
 
 Rule: use the standard library only, and run on Python 3.8 and later. These functions answer from
-classes alone. A table of pandas may keep a column in a user's class, which is then asked nothing.
+classes alone. A table of pandas may keep a column in a user's class; no method of that class is
+called.
 """
 
 from __future__ import annotations

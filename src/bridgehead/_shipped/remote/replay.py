@@ -150,9 +150,7 @@ class TransferTable:
         frames = parts = snapshot(frames)
         if total > limit:
             parts = list(cut(frames, 0, limit))
-        response = {**response, "sizes": sizes, "digest": self.digest_for(header, parts)}
-        if "numpy" in sys.modules:
-            response = {**response, "sums": True}
+        response = self.signed(header, response, sizes, parts)
         if total > limit or header.get("resumable"):
             outbox = self.outboxes[header["id"]] = Outbox(frames, sizes)
             outbox.response = response if header.get("resumable") else None
@@ -193,10 +191,21 @@ class TransferTable:
         if at < total:
             rest = private_copy(list(cut(frames, at, total)))
             self.outboxes[header["id"]] = Outbox(rest, sizes, start=at)
-        response = {**response, "sizes": sizes, "digest": self.digest_for(header, ())}
-        if "numpy" in sys.modules:
-            response = {**response, "sums": True}
-        return {**response, "ahead": at}
+        return {**self.signed(header, response, sizes, ()), "ahead": at}
+
+    def signed(
+        self,
+        header: RequestHeader,
+        response: ResponseHeader,
+        sizes: list[int],
+        parts: Sequence[Buffer],
+    ) -> ResponseHeader:
+        """Return the header of a response with the sizes and the digest of these parts of it.
+
+        It also says whether numpy is loaded here, which computes the digest ``sums``.
+        """
+        response = {**response, "sizes": sizes, "digest": self.digest_for(header, parts)}
+        return {**response, "sums": True} if "numpy" in sys.modules else response
 
     def digest_for(self, header: RequestHeader, parts: Sequence[Buffer]) -> str:
         """Return the digest of parts of a response, by the algorithm of the request."""

@@ -4,8 +4,9 @@ Rule: use the standard library only, run on Python 3.8 and later, the same file 
 file knows no socket. A slab is mapped once. A lease of a segment lasts until the last view of it
 has died, in whatever thread; the segment is then reported to its sender.
 
-Law: the garbage collector calls weak references before it calls ``__del__``. An object in a
-reference cycle that holds a view itself, and not an array, must not keep it in its ``__del__``.
+Law: the garbage collector calls weak references before it calls ``__del__``. So a lease may have
+ended when the ``__del__`` of an object in a reference cycle runs. If that object holds a view
+itself, and not an array, its ``__del__`` must not store the view anywhere.
 """
 
 from __future__ import annotations
