@@ -17,6 +17,7 @@ from bridgehead._errors import KernelRestarted, NotSupported
 from bridgehead._protocol.formatting import line, size
 from bridgehead._protocol.results import Name, Names
 from bridgehead._tools.panel.texts import usable, why
+from bridgehead._transports.tasks import waited
 
 TICK = 0.5  # s between two looks at what this process knows of the kernel, without asking it
 RETRY = 2.0  # s until a kernel that could not be listed is asked again
@@ -121,8 +122,8 @@ class FollowedKernel:
                 else:
                     self._set_names(Names())
                 if not was_listed:
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._again.wait(), RETRY)
+                    async with waited(RETRY):
+                        await self._again.wait()
         finally:
             if self.bridge.state == "closed":
                 self.show_closed()
