@@ -50,6 +50,10 @@ In the kernel:
 7. ``Operations.bind`` unpickles everything, then binds the names.
 8. ``TransferTable.respond`` makes the response.
 
+With ``now=True``, ``AtOnce.carry`` takes the place of 5 and 6. If the lane serves the operation
+beside a cell (``Lane.serves_beside_cells``: the direct lane does so for some), that is all; else 4
+has a ``Subshell`` made in the kernel, to which 9 sends the message.
+
 On the way to the socket, three small functions stand between these: ``Turn._outcome`` after 5,
 ``Queue._send`` after 6 and ``Dispatcher.put`` after 9. On the direct lane, 7 to 9 are
 ``DirectLane.carry_now`` and ``SocketClient.ask``, and the caller of a small push does without 6. In
@@ -85,6 +89,10 @@ Where a restart is noticed:
   (``_transports.gate``).
 - While the bridge is connected, the transport notices it (``zmq_link``, ``websocket``
   and ``ipyparallel_engine``) and records it in ``_transports.state``. Calls that wait fail at once.
+- Each reconnection to what may be another process increases ``KernelState.generation``. A call, a
+  cell and a request remember the generation at which they began, and raise ``KernelRestarted`` when
+  it is another one at the moment of sending (``connection``, ``running``, ``dispatch``).
+- The socket thread of a direct lane ends, and the kernel's process goes on (``_lanes.direct``).
 - A request of an earlier epoch is refused in the kernel (``_shipped/remote/server.py``);
   ``_protocol.raising`` turns the refusal into ``KernelRestarted``.
 - If the new kernel has no remote module, the expression of the request raises ``KeyError`` there;

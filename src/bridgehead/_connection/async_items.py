@@ -1,6 +1,6 @@
-"""What iterates: an async iterator that is an async context manager, too.
+"""The base of iterations, watches and streams: an async iterator that a block can close.
 
-Rule: what all of them share, and nothing else. Each says itself how an item comes, and what ends.
+Rule: only what all of them share. A subclass says how the next item comes, and what closing ends.
 """
 
 from __future__ import annotations

@@ -168,13 +168,13 @@ class PendingCalls(RemoteResource):
         most = maxsize if maxsize is not None and waits else CALLS_AHEAD
         self._report_after = min(CALLS_TOGETHER, max(1, most // 4))
         self.failed: int = 0
-        self.dropped: int = 0  # here
+        self.dropped: int = 0  # calls that this end dropped
         self.dropped_there: int = 0
         self.is_closed: bool = False
         self.loop = asyncio.get_running_loop()
         self._arrived = Arrived()
-        self._epoch = connection.remote.info.epoch  # of the remote part that it is from
-        self._asked_epoch = ""  # of the one that may have the callback
+        self._epoch = connection.remote.info.epoch  # of the remote part that sends the calls
+        self._asked_epoch = ""  # of the remote part that was asked to make the callback
         self._serving: asyncio.Task[None] | None = None
         self._reporting: asyncio.Task[None] | None = None
         self._due = asyncio.Event()

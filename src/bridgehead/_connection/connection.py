@@ -172,10 +172,11 @@ class Connection:
         )
 
     async def _do(self, call: Call, turn: Turn) -> Response:
-        """Send a call until it is done. This loop alone decides whether it is sent again.
+        """Send a call until it is done. This loop decides whether it is sent again.
 
         The floors below say by an exception's class what is known. What was not done, and is
-        meant for the same kernel process, is sent again; everything else is raised.
+        meant for the same kernel process, is sent again; everything else is raised. The head of
+        ``_connection`` names the two cases that the dispatcher repeats itself.
         """
         call.turn, remote, life = turn, self.remote, self.transport.life
         self.counters.operations += 1
@@ -236,7 +237,7 @@ class Connection:
         return response
 
     async def _prepare(self, call: Call, turn: Turn) -> Request:
-        """Return the request for a call, made for one installation: as it is on return."""
+        """Return the request for a call, made for the remote part that is installed on return."""
         remote = self.remote
         call.shell = None
         while True:

@@ -4,12 +4,16 @@ Rule: whose turn it is, and which requests are sent together. An operation takes
 called, before its object is pickled, and holds it until it is done, so one that has to be sent
 again keeps its place. An operation that is cancelled before it is sent never runs.
 
-One message is in flight at a time: no operation can overtake another, and a busy or stopped kernel
-has one message to serve instead of a flood. Whose turn comes takes along what is ready behind it:
-small requests cross in one batch. A task of the queue carries them, which no caller's cancel ends.
-Only a request that finds the queue empty, on a lane that needs no message for it, is sent by its
-caller: the task would take half of the time of a small operation (measured). If that caller gives
-up while a cell runs, the kernel has its message and the next one.
+One message of the queue is in flight at a time: no operation can overtake another, and a busy or
+stopped kernel has one message to serve instead of a flood. Whose turn comes takes along what is
+ready behind it: small requests cross in one batch. A task of the queue carries them, which no
+caller's cancel ends. Only a request that finds the queue empty, on a lane that needs no message for
+it, is sent by its caller: the task would take half of the time of a small operation (measured). If
+that caller gives up while a cell runs, the kernel has its message and the next one.
+
+Not everything takes a turn. An operation with ``now=True`` has ``AtOnce`` in place of one. Requests
+about what stays in the kernel, and those on the control channel, are sent by who makes them. The
+window of the dispatcher bounds all but those on control.
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ class _CallerLeft(BridgeError):
 
 
 class Turn:
-    """One operation's place in the queue: its end, when the block begins, until the block ends.
+    """One operation's place in the queue: taken when the block begins, given up when it ends.
 
     Attributes:
         generation: the connection's, when the turn was taken.

@@ -143,7 +143,7 @@ class Installation:
                 self._lost_cells.clear()
             if not (self._is_same(before, lost) or reported or any_process):
                 raise KernelRestarted(RESTARTED)
-        # The caller that was to know it had just given up, or goes on in any process.
+        # No caller knows of this restart: the one that found it gave up, or any process served it.
         if self._restart_unreported and not any_process:
             raise KernelRestarted(RESTARTED)
         if self._lost_cells:

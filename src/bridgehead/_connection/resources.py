@@ -39,9 +39,9 @@ from bridgehead._transports.tasks import waited
 
 Frames = list[memoryview]
 SENDINGS = 3  # times that an event is sent, before it counts as lost
-EVENT = Request({})  # in place of the request that an event has not
+EVENT = Request({})  # what takes the place of a request: an event arrives without one
 MOST_ENDED = 1000  # resources that one request ends
-MOST_WAITING = 10_000  # that wait for this; the lease of those before ends
+MOST_WAITING = 10_000  # resources that wait to be ended; of older ones, the lease runs out
 
 
 class RemoteResource(ABC):

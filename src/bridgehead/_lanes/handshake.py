@@ -225,7 +225,7 @@ class Handshake:
 
     @contextlib.contextmanager
     def _listening(self, no_lane: str) -> Iterator[SocketListener | str]:
-        """Listen for the kernel's connection while the block lasts; yield why not otherwise."""
+        """Listen for the kernel's connection during the block; yield the listener, or why not."""
         if self._transport.no_proof:
             yield self._transport.no_proof
         elif no_lane and not self._proof:
@@ -258,7 +258,7 @@ class Handshake:
         files: int,
         why: str,
     ) -> Lane:
-        """Return a direct lane over the kernel's connection, or ``messages`` if ``why`` not."""
+        """Return a direct lane over the kernel's connection; ``messages`` if ``why`` forbids it."""
         if sock is None:
             return messages
         if why or not listener.welcome(sock):

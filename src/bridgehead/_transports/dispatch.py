@@ -48,6 +48,8 @@ from bridgehead._shipped.wire.header import CONTROL_REQUEST, DATA_MESSAGE, EVENT
 from bridgehead._transports.messages import Message, Messages
 from bridgehead._transports.state import STATES, KernelState
 
+# Requests in flight at once: the queue's one message, and all that passes by the queue, such as
+# operations with ``now=True`` and requests about what stays in the kernel.
 WINDOW = 32
 # A request that may ask for input has ``allow_stdin`` in its content, and a transport may carry it
 # over a connection of its own; so does a question about it.

@@ -2,6 +2,19 @@
 
 Rule: which state a kernel is in, why it is lost or unresponsive, and which waiters get the error.
 Who notices that a kernel is lost: see "Where a restart is noticed" in ``_connection``.
+
+A kernel counts as unresponsive, and calls raise ``KernelUnresponsive``:
+
+- after ``timings.silence`` without a heartbeat (``zmq``), or without an answer of a cluster's hub
+  (``ipyparallel_client``);
+- after ``timings.reconnect_grace`` without a connection, while nothing shows that its process has
+  ended (``zmq_link``);
+- after ``timings.lost_after``, if it answers nothing while a caller waits, not even on control
+  (``dispatch``), or does not say over a new connection which process answers (``gate``). Behind a
+  server, which passes no heartbeat, nothing else shows it.
+
+If a server itself cannot be reached for ``timings.reconnect_within``, the state is "unresponsive",
+too, and calls raise ``TransportError`` (``websocket``).
 """
 
 from __future__ import annotations
