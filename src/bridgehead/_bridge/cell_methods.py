@@ -13,7 +13,7 @@ from bridgehead._bridge.cell_stream import CellStream
 from bridgehead._bridge.cell_work import CellWork
 from bridgehead._bridge.constructors import BridgeBase
 from bridgehead._connection.callbacks import Callback
-from bridgehead._connection.running import InputHandler
+from bridgehead._connection.running_cell import InputHandler
 from bridgehead._protocol.payload import PayloadSource
 from bridgehead._protocol.ref import Ref, carried, expression_of
 from bridgehead._protocol.results import Result

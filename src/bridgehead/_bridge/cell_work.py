@@ -15,7 +15,7 @@ from bridgehead._connection.call import Call
 from bridgehead._connection.connection import Connection
 from bridgehead._connection.outputs import CellOutputs
 from bridgehead._connection.queue import Turn
-from bridgehead._connection.running import InputHandler, RunningCell
+from bridgehead._connection.running_cell import InputHandler, RunningCell
 from bridgehead._connection.tasks import RemoteTask
 from bridgehead._errors import BridgeError, NotExecuted, NotSent, RemoteError
 from bridgehead._protocol import payload as _payload

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from bridgehead._bridge.opening import Opening, OpenOptions
-from bridgehead._connection.abandoned import Abandoned
+from bridgehead._connection.abandoned_bridge import Abandoned
 from bridgehead._connection.call import Deadline
 from bridgehead._connection.connection import Connection
 from bridgehead._connection.trust import Trust, TrustName

@@ -18,7 +18,7 @@ from bridgehead._bridge.fleet_base import REFUSED
 from bridgehead._bridge.fleet_watch import FleetWatch
 from bridgehead._bridge.fleet_work import FleetWork
 from bridgehead._bridge.progress import Report, reporting
-from bridgehead._connection.running import InputHandler
+from bridgehead._connection.running_cell import InputHandler
 from bridgehead._connection.trust import TrustName, check_trust
 from bridgehead._protocol import payload as _payload
 from bridgehead._protocol.ref import Ref

@@ -17,7 +17,7 @@ from bridgehead._bridge.arguments import (
 )
 from bridgehead._connection.call import Call
 from bridgehead._connection.connection import Connection
-from bridgehead._connection.kept import keeping
+from bridgehead._connection.kept_result import keeping
 from bridgehead._connection.outputs import OutputListener, TaskOutputs
 from bridgehead._connection.queue import Turn
 from bridgehead._connection.resources import Frames

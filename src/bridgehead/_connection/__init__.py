@@ -7,23 +7,23 @@ to ``_lanes``, how messages travel to ``_transports``.
 - ``connection``: takes a call through all that follows. Start here.
 - ``call``: what a user asked for, and its deadline.
 - ``queue``: operations take their turns in the order of their calls.
-- ``remote``: the remote part in the kernel, installed and kept installed.
+- ``installation``: the remote part in the kernel, installed and kept installed.
 - ``subshell``: runs operations while a cell runs.
 - ``trust``: whether a result is opened as a pickle or as data.
 - ``interrupts``: interrupts what the kernel runs, or one cell and no other.
 - ``outputs``: collects the outputs of a cell that a user runs.
-- ``running``: takes a cell through its turn and its deadline.
+- ``running_cell``: takes a cell through its turn and its deadline.
 - ``resources``: keeps what stays in the kernel for the bridge.
 - ``tasks``: awaits what runs on the kernel's event loop.
 - ``iteration``: iterates over what the kernel makes.
 - ``callbacks``: runs functions here that code in the kernel calls.
-- ``kept``: keeps results in the kernel under no name.
+- ``kept_result``: keeps results in the kernel under no name.
 - ``watch``: follows values in the kernel.
 - ``mapping``: has the kernel call a function with several items.
 - ``async_items``: what all that iterates shares.
 - ``handoff``: moves objects from one kernel to another.
 - ``records``: what the log says of an operation.
-- ``abandoned``: closes a connection whose bridge was dropped.
+- ``abandoned_bridge``: closes a connection whose bridge was dropped.
 
 The way of one push, in this program and in the kernel. The test ``test_way_of_a_push`` follows it.
 
@@ -91,12 +91,12 @@ Where a restart is noticed:
   and ``ipyparallel_engine``) and records it in ``_transports.state``. Calls that wait fail at once.
 - Each reconnection to what may be another process increases ``KernelState.generation``. A call, a
   cell and a request remember the generation at which they began, and raise ``KernelRestarted`` when
-  it is another one at the moment of sending (``connection``, ``running``, ``dispatch``).
+  it is another one at the moment of sending (``connection``, ``running_cell``, ``dispatch``).
 - The socket thread of a direct lane ends, and the kernel's process goes on (``_lanes.direct``).
 - A request of an earlier epoch is refused in the kernel (``_shipped/remote/server.py``);
   ``_protocol.raising`` turns the refusal into ``KernelRestarted``.
 - If the new kernel has no remote module, the expression of the request raises ``KeyError`` there;
   ``_protocol.response`` turns it into ``KernelRestarted``.
-- At the next call, ``remote`` installs the remote part again, compares the epoch and the process,
-  and reports the restart once.
+- At the next call, ``installation`` installs the remote part again, compares the epoch and the
+  process, and reports the restart once.
 """

@@ -1,8 +1,8 @@
 """One kernel's connection: the way of a call from the bridge to its response.
 
 Rule: which callers may use it, how a call becomes a request, and when it is sent again. The remote
-part and the lane to it belong to ``remote``, turns to ``queue``, messages to the lanes and the
-transports.
+part and the lane to it belong to ``installation``, turns to ``queue``, messages to the lanes and
+the transports.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 from bridgehead._connection.call import PUBLIC_NAMES, Call, Deadline
+from bridgehead._connection.installation import Installation
 from bridgehead._connection.interrupts import Interrupts
 from bridgehead._connection.outputs import OutputListener
 from bridgehead._connection.queue import AtOnce, Queue, Turn
 from bridgehead._connection.records import Counters, crossed, recorded
-from bridgehead._connection.remote import Installation
 from bridgehead._connection.resources import HeldResources
 from bridgehead._connection.subshell import Subshell
 from bridgehead._connection.trust import Trust

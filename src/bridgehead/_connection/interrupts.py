@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from bridgehead._connection.remote import Installation
+from bridgehead._connection.installation import Installation
 from bridgehead._errors import BridgeError
 from bridgehead._protocol.response import check_fields
 from bridgehead._transports.base import Transport

@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, ClassVar
 
-from bridgehead._connection.remote import Installation
+from bridgehead._connection.installation import Installation
 from bridgehead._errors import (
     CLOSED,
     BridgeClosed,

@@ -5,7 +5,7 @@ It knows nothing of the remote part and sends no request to it.
 
 - ``discovery``: lists the kernels that this process can reach.
 - ``launch``: starts a kernel; ``launch_folder`` has its sockets.
-- ``started``: starts, ends and restarts kernels that no program watches.
+- ``started_kernels``: starts, ends and restarts kernels that no program watches.
 - ``local``: connects by a connection file, or by the client or manager of the caller.
 - ``connection_file``: finds and reads connection files.
 - ``jupyter_servers``: connects to a kernel behind a Jupyter server; ``server_wait`` waits for one.

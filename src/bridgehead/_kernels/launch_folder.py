@@ -9,7 +9,7 @@ folder has surely ended, and no kernel listens, the folder and its connection fi
 folder of another machine that has the same home, or of another container, is left alone.
 
 ``bridgehead start`` ends and leaves its kernel. Such a folder also has a record of the kernel, for
-``started``, and what the kernel prints.
+``started_kernels``, and what the kernel prints.
 """
 
 from __future__ import annotations

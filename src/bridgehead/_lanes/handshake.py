@@ -3,7 +3,7 @@
 Rule: one round trip, which installs the remote part where it is missing, and what its reply says.
 In it the kernel also proves that it is a process of this user on this machine: it connects to a
 socket that only such a process can open, whatever lane is used then. When a handshake is due, and
-what it means for the caller, belongs to ``_connection.remote``.
+what it means for the caller, belongs to ``_connection.installation``.
 """
 
 from __future__ import annotations

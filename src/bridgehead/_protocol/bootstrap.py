@@ -63,7 +63,7 @@ SHIPPED = (  # in this order, they become one module in the kernel
     "remote/orphans.py",
     "remote/coroutines.py",
     "remote/resources.py",
-    "remote/kept.py",
+    "remote/kept_objects.py",
     "remote/tasks.py",
     "remote/iteration.py",
     "remote/mapping.py",

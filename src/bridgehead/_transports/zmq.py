@@ -66,7 +66,7 @@ from bridgehead._transports.dispatch import INPUT
 from bridgehead._transports.evidence import is_deserted
 from bridgehead._transports.messages import Messages
 from bridgehead._transports.process import KernelProcess
-from bridgehead._transports.signed import SignedMessages, split
+from bridgehead._transports.signed_messages import SignedMessages, split
 from bridgehead._transports.subscription import OutputSubscription
 from bridgehead._transports.tasks import in_thread, run_all, waited
 from bridgehead._transports.zmq_link import REFUSED, Link

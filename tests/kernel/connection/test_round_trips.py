@@ -30,7 +30,7 @@ from bridgehead import (
 )
 from bridgehead._lanes.handshake import LaneName
 from bridgehead._transports.dispatch import WINDOW, Dispatcher
-from bridgehead._transports.signed import REMEMBERED
+from bridgehead._transports.signed_messages import REMEMBERED
 from support.faults import CallsInKernel
 from support.kit import KEPT
 

@@ -35,7 +35,7 @@ from bridgehead import (
     ReplyLost,
     TransportError,
 )
-from bridgehead._connection.remote import LOST
+from bridgehead._connection.installation import LOST
 from bridgehead._transports.tasks import waited
 from support.hostile import (
     CHUNK,

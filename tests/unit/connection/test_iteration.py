@@ -28,9 +28,9 @@ from bridgehead import (
     SyncBridge,
     UntrustedPayload,
 )
+from bridgehead._connection.installation import Installation
 from bridgehead._connection.iteration import MOST_BYTES, MOST_ITEMS, Items
 from bridgehead._connection.mapping import MapRequest
-from bridgehead._connection.remote import Installation
 from bridgehead._transports.base import Transport
 from bridgehead._transports.timings import Timings
 from unit.connection.test_tasks import later, nothing_is_left, remote_of

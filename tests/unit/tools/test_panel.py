@@ -21,7 +21,7 @@ from IPython.core.events import EventManager
 import bridgehead
 from bridgehead import Bridge, Fleet, SyncBridge, SyncFleet
 from bridgehead._protocol.results import Name
-from bridgehead._tools.panel import followed, widget
+from bridgehead._tools.panel import followed_kernel, widget
 from bridgehead._tools.panel.jobs import notebook_names, taken_names
 from bridgehead._tools.panel.texts import LONGEST, usable, why
 from support.kit import set_capabilities
@@ -104,7 +104,7 @@ async def page(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Page]:
     hooks = ("pre_run_cell", "post_run_cell")
     shell.events = events(shell, dict.fromkeys(hooks, lambda argument: None))
     monkeypatch.setattr(widget, "get_ipython", lambda: shell)
-    monkeypatch.setattr(followed, "TICK", 0.02)  # s; nothing is asked of a kernel at a tick
+    monkeypatch.setattr(followed_kernel, "TICK", 0.02)  # s; nothing is asked of a kernel at a tick
     yield shown
     if shown.panel is not None:
         shown.panel.close()
@@ -188,7 +188,7 @@ async def test_a_view_that_missed_a_change_gets_all(page: Page) -> None:
 async def test_of_many_names_the_first_are_shown_and_the_others_counted(
     page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(followed, "SHOWN_NAMES", 3)
+    monkeypatch.setattr(followed_kernel, "SHOWN_NAMES", 3)
     async with Bridge.loopback() as bridge:
         await bridge.push({f"x{number}": number for number in range(5)})
         show(page, bridge)
@@ -625,10 +625,10 @@ def test_an_error_is_one_short_line() -> None:
 
 
 def test_a_row_has_what_the_page_sorts_by() -> None:
-    row = followed.row_of(Name("x", "numpy.ndarray", shape=(10**12, 10**12), bytes=10**30))
+    row = followed_kernel.row_of(Name("x", "numpy.ndarray", shape=(10**12, 10**12), bytes=10**30))
     assert (row[6], row[7]) == (1 << 53, 1 << 53)
-    assert followed.row_of(Name("x", "Own"))[6:8] == (-1, -1)
-    keys = {followed.row_of(Name(name, "int"))[0] for name in ("x", "x ", "a b")}
+    assert followed_kernel.row_of(Name("x", "Own"))[6:8] == (-1, -1)
+    keys = {followed_kernel.row_of(Name(name, "int"))[0] for name in ("x", "x ", "a b")}
     assert len(keys) == 3
 
 
@@ -652,7 +652,7 @@ def test_names_to_push_are_those_that_the_user_gave() -> None:
 async def test_a_kernel_elsewhere_reports_its_memory_after_each_cell(
     page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(followed.FollowedKernel, "_is_here", False)
+    monkeypatch.setattr(followed_kernel.FollowedKernel, "_is_here", False)
     async with Bridge.loopback() as bridge:
         show(page, bridge, opened=False)
         await page.until(lambda: page.heads.get(0, {}).get("memory"))

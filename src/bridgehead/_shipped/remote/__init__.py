@@ -16,7 +16,7 @@ installed.
 - ``event_queue``: what it sends to a client that gets nothing but replies.
 - ``watch``: values and names that a client watches.
 - ``callbacks``: functions of a client that code in the kernel calls.
-- ``kept``: results of calls that stay under no name.
+- ``kept_objects``: results of calls that stay under no name.
 - ``tasks``, ``coroutines``: what a client awaits, on the kernel's event loop.
 - ``iteration``: what a client iterates over.
 - ``staging``: what is sent for a cell before it: names, and a limit on what it prints.

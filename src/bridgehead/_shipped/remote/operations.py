@@ -17,7 +17,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.cell_guard import this_thread
     from bridgehead._shipped.remote.description import describe
     from bridgehead._shipped.remote.detail import look_at
-    from bridgehead._shipped.remote.kept import keep
+    from bridgehead._shipped.remote.kept_objects import keep
     from bridgehead._shipped.remote.kernel import Kernel
     from bridgehead._shipped.remote.namespace import UserNamespace
     from bridgehead._shipped.remote.preview import preview

@@ -92,11 +92,11 @@ def start(
         return
     if start_server or insecure:
         raise click.UsageError("--start-server and --insecure are for a kernel of a --url")
-    from bridgehead._kernels import started
+    from bridgehead._kernels import started_kernels
 
     connection_file, pid = finish(
         with_wait_notice(
-            started.start(
+            started_kernels.start(
                 kernel or "python3",
                 connection_file=file,
                 cwd=cwd,
@@ -141,7 +141,7 @@ def stop(target: Target) -> None:
 
 
 async def _stop(target: Target) -> None:
-    from bridgehead._kernels import started
+    from bridgehead._kernels import started_kernels
 
     async with within(target.timeout, lambda: "the kernel may still run"):
         if target.of_server:
@@ -149,8 +149,8 @@ async def _stop(target: Target) -> None:
                 await rest.end(identity)
             click.echo(f"stopped {identity}")
             return
-        kernel = started.started(target.existing)
-        await with_wait_notice(started.stop(kernel))
+        kernel = started_kernels.started(target.existing)
+        await with_wait_notice(started_kernels.stop(kernel))
     click.echo(f"stopped {Path(kernel.file).name}, pid {kernel.process.pid}")
 
 
@@ -167,7 +167,7 @@ def restart(target: Target) -> None:
 
 
 async def _restart(target: Target) -> None:
-    from bridgehead._kernels import started
+    from bridgehead._kernels import started_kernels
 
     async with within(target.timeout, lambda: "the kernel may be starting"):
         if target.of_server:
@@ -175,8 +175,10 @@ async def _restart(target: Target) -> None:
                 await with_wait_notice(rest.ask_kernel(identity, "restart", OPENING))
             click.echo(f"restarted {identity}")
             return
-        kernel = started.started(target.existing)
-        pid = await with_wait_notice(started.restart(kernel, max(OPENING, target.timeout or 0)))
+        kernel = started_kernels.started(target.existing)
+        pid = await with_wait_notice(
+            started_kernels.restart(kernel, max(OPENING, target.timeout or 0))
+        )
     click.echo(f"restarted {Path(kernel.file).name}, pid {pid}")
 
 

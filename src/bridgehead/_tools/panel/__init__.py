@@ -3,7 +3,7 @@
 Rule: this file checks the arguments, and imports anywidget only when it is called.
 
 - ``widget``: the messages between the page and the kernels that it shows.
-- ``followed``: one kernel that is shown: its state, its memory and its names.
+- ``followed_kernel``: one kernel that is shown: its state, its memory and its names.
 - ``jobs``: what the buttons do.
 - ``texts``: which names can be used, and why something failed, as text.
 - ``panel.js``, ``panel.css``: the page's end; they are sent as they are.

@@ -17,7 +17,7 @@ from typing import Any
 
 from bridgehead._protocol.formatting import line, size
 from bridgehead._protocol.results import Detail
-from bridgehead._tools.panel.followed import CLOSED, FollowedKernel, Send
+from bridgehead._tools.panel.followed_kernel import CLOSED, FollowedKernel, Send
 from bridgehead._tools.panel.texts import checked, usable, why
 
 EVERY = 0.1  # s between two messages of a progress

@@ -19,7 +19,7 @@ import anywidget
 from IPython.core.getipython import get_ipython
 
 from bridgehead._bridge.bridge import Bridge
-from bridgehead._tools.panel.followed import FollowedKernel, labels
+from bridgehead._tools.panel.followed_kernel import FollowedKernel, labels
 from bridgehead._tools.panel.jobs import JobTable, notebook_names, taken_names
 from bridgehead._tools.panel.texts import why
 

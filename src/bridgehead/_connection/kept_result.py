@@ -1,7 +1,7 @@
 """Results of calls that stay in the kernel under no name.
 
 Rule: when the kernel is asked to keep a result, and when to free it. The ref that holds it belongs
-to ``_protocol/ref.py``, the kernel's end to ``_shipped/remote/kept.py``.
+to ``_protocol/ref.py``, the kernel's end to ``_shipped/remote/kept_objects.py``.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from jupyter_client.jsonutil import extract_dates
 from jupyter_client.session import DELIM, Session
 
 from bridgehead import ProtocolError
-from bridgehead._transports.signed import REMEMBERED, SignedMessages, split
+from bridgehead._transports.signed_messages import REMEMBERED, SignedMessages, split
 
 KEY = b"a key"
 BUFFERS = [b"", b"one", bytes(1 << 17)]
