@@ -2,7 +2,8 @@
 
 Rule: no logic and no signatures of its own. Each operation is one of ``Bridge``, run on the event
 loop that all SyncBridges share, so it works both outside and inside a running event loop. Callbacks
-run in the calling thread.
+run in the calling thread. Only the overloads of ``handoff`` repeat its options: what it returns
+depends on ``to=``, and no type can say that of another function's parameters.
 """
 
 from __future__ import annotations
