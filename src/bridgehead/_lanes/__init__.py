@@ -9,7 +9,8 @@ a request is sent, or whether it is sent again: that belongs to ``_connection``.
   messages. What they carry is in ``_protocol.request``.
 - ``arrival``: the chunks of a long response that arrive ahead of its reply.
 - ``inline``: frames as base64 in the expression and in the response's text.
-- ``buffers``: frames as binary buffers of the Jupyter messages.
+- ``buffers``: frames as binary buffers of the Jupyter messages; ``hello`` there sends the
+  handshake, which finds out whether buffers arrive.
 - ``direct``: frames by a Unix socket and shared memory, on one machine.
 - ``socket``: the client's end of that socket.
 - ``forwarding``: segments of one kernel, leased on to another kernel.

@@ -35,7 +35,7 @@ from bridgehead._transports.tasks import retrieve_exception
 KERNEL = f"{SYS}.modules['IPython'].get_ipython().kernel"
 
 
-class EngineSubscriber(Protocol):
+class EngineListener(Protocol):
     """Gets the events of one engine."""
 
     @property
@@ -81,7 +81,7 @@ class IpyparallelClient:
     def __init__(self, client: Any) -> None:
         self.client = client
         self.loop = asyncio.get_running_loop()
-        self._engines: dict[int, list[EngineSubscriber]] = {}
+        self._engines: dict[int, list[EngineListener]] = {}
         self._pulse: asyncio.Task[None] | None = None
         self._heard_at = time.monotonic()  # when the last message of any scheduler arrived
 
@@ -95,7 +95,7 @@ class IpyparallelClient:
                 return known
         return cls(client)
 
-    def join(self, engine: EngineSubscriber) -> None:
+    def join(self, engine: EngineListener) -> None:
         if not self._engines:
             self._live.append(self)
             # Append in the client's own thread, because that thread iterates over the list.
@@ -104,7 +104,7 @@ class IpyparallelClient:
             self._pulse = self.loop.create_task(self._watch_hub())
         self._engines.setdefault(engine.engine, []).append(engine)
 
-    def leave(self, engine: EngineSubscriber) -> None:
+    def leave(self, engine: EngineListener) -> None:
         bridges = self._engines.get(engine.engine, [])
         if engine not in bridges:
             return
@@ -122,8 +122,8 @@ class IpyparallelClient:
             client._io_loop.add_callback(callbacks.remove, self._registration_event)
 
     @property
-    def engines(self) -> list[EngineSubscriber]:
-        """The subscribers of all bridges."""
+    def engines(self) -> list[EngineListener]:
+        """The listeners of all bridges."""
         return [engine for bridges in self._engines.values() for engine in bridges]
 
     def call(self, function: Callable[..., object], *args: Any) -> None:
@@ -242,7 +242,7 @@ class IpyparallelClient:
         return self.ask(identity, "apply_request", hook, buffers=self._pack(text, args))
 
     def broadcast(
-        self, engines: Sequence[EngineSubscriber], expression: str, parts: Sequence[Any]
+        self, engines: Sequence[EngineListener], expression: str, parts: Sequence[Any]
     ) -> list[asyncio.Future[ResponseHeader]]:
         """Have several engines evaluate one expression; return the header of each response.
 
