@@ -339,9 +339,8 @@ class RunningCell:
             answer = END_OF_INPUT
             if not self._is_left and question == self._questions:
                 self._input_error = error
-                if (
-                    self._connection.remote.greeting.guards_cells
-                ):  # a cell may handle the end of its input
+                # A cell may handle the end of its input, so it is interrupted.
+                if self._connection.remote.greeting.guards_cells:
                     self._connection.cancel(self.call)
         if question != self._questions:  # the kernel would take it for the answer to a later one
             return

@@ -309,7 +309,7 @@ class SocketClient:
 
     def _look_later(self) -> None:
         """Look later whether the reply that is due first is missing still."""
-        if self._waiting and not self.lost:
+        if self._waiting and not self.is_lost:
             first, pause = next(iter(self._waiting)), self._life.timings.inquiry_after
             self._next_look = self._loop.call_later(pause, self._look_for, first)
 

@@ -719,8 +719,8 @@ class Dispatcher:
 
 def _no_answer(seconds: float) -> ReplyLost:
     return ReplyLost(
-        f"the kernel does not say that it is busy, and for {seconds:g} s it has replied neither to the "
-        "request nor to a question about it; the request may have run"
+        f"the kernel does not say that it is busy, and for {seconds:g} s it has replied neither to "
+        "the request nor to a question about it; the request may have run"
     )
 
 

@@ -146,7 +146,9 @@ class KernelState:
             self._lost_error, self._unresponsive_error, self.state = None, None, "idle"
             self.shut_down = False
 
-    def note_unresponsive(self, why: Callable[[], BridgeError], *, only_beats: bool = False) -> None:
+    def note_unresponsive(
+        self, why: Callable[[], BridgeError], *, only_beats: bool = False
+    ) -> None:
         """Record that the kernel shows no sign of life, and fail every waiter.
 
         Requests in flight stay in the dispatcher's table: they may still run, and their replies

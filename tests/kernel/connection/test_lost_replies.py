@@ -228,7 +228,8 @@ async def test_a_kernel_that_is_idle_and_answers_nothing_is_reported(
 HOLDS_LOCK = """
 import ctypes, os, threading
 pipe = os.open({path!r}, os.O_RDWR)
-holder = threading.Thread(target=lambda: ctypes.PyDLL(None).read(pipe, ctypes.create_string_buffer(1), 1))
+buffer = ctypes.create_string_buffer(1)
+holder = threading.Thread(target=lambda: ctypes.PyDLL(None).read(pipe, buffer, 1))
 threading.Timer(0.2, holder.start).start()
 """
 

@@ -103,7 +103,7 @@ async def test_a_kernel_that_is_known_to_answer_nothing_has_less_time() -> None:
     kernel = Kernel(Timings(inquiry_after=0.01, lost_after=1000.0, silence=0.1))
     kernel.may_send.set()
     kernel.lost = 1000
-    kernel.life.unresponsive(lambda: KernelUnresponsive("known"), only_beats=True)
+    kernel.life.note_unresponsive(lambda: KernelUnresponsive("known"), only_beats=True)
     async with asyncio.timeout(30):
         with pytest.raises(KernelUnresponsive, match="not even on its control channel"):
             await kernel.dispatcher.control("interrupt_request", {})

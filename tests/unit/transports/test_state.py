@@ -13,11 +13,11 @@ from bridgehead._transports.timings import Timings
 def test_a_beat_is_no_sign_of_life_of_a_kernel_that_answers_no_message(only_beats: bool) -> None:
     """J3. A thread without Python answers it: each caller would wait a minute again."""
     life = KernelState(Timings())
-    life.unresponsive(lambda: KernelUnresponsive("no answer"), only_beats=only_beats)
-    life.responsive(beat=True)
+    life.note_unresponsive(lambda: KernelUnresponsive("no answer"), only_beats=only_beats)
+    life.note_responsive(beat=True)
     assert life.is_unresponsive == only_beats
-    life.responsive()
+    life.note_responsive()
     life.check_responsive()
-    life.unresponsive(lambda: KernelUnresponsive("no beat"))
-    life.responsive(beat=True)
+    life.note_unresponsive(lambda: KernelUnresponsive("no beat"))
+    life.note_responsive(beat=True)
     life.check_responsive()

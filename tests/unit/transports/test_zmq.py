@@ -80,7 +80,7 @@ async def test_the_answer_to_an_earlier_beat_is_a_sign_of_life() -> None:
 async def test_a_confirmed_subscription_is_a_sign_of_life() -> None:
     transport = ZmqTransport({"transport": "tcp", "ip": "127.0.0.1", "key": "k", **PORTS})
     try:
-        transport.life.unresponsive(lambda: KernelUnresponsive("no answer"), only_beats=True)
+        transport.life.note_unresponsive(lambda: KernelUnresponsive("no answer"), only_beats=True)
         header = {"msg_id": "1", "msg_type": "iopub_welcome"}
         content = {"subscription": "kernel."}
         transport._received("iopub", {"header": header, "content": content})
