@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bridgehead import Message
-from bridgehead._bridge.notebook import _CellOutput
+from bridgehead._bridge.notebook import _NotebookCell
 from bridgehead._bridge.widget_models import STATES, WidgetModels
 
 
@@ -58,6 +58,6 @@ def test_no_widget_of_an_untrusted_kernel_is_kept(trust: str, kept: int) -> None
     import nbformat
 
     models = WidgetModels()
-    take = _CellOutput(nbformat.v4.new_code_cell(), {}, models, trust)
+    take = _NotebookCell(nbformat.v4.new_code_cell(), {}, models, trust)
     take(said("comm_open", "a", state=OUTPUT))
     assert len(models.metadata()) == kept
