@@ -26,7 +26,7 @@ from bridgehead._protocol import request as _request
 from bridgehead._protocol.bootstrap import remote_source
 from bridgehead._shipped.wire import digest
 from bridgehead._transports.base import Transport
-from bridgehead._transports.dispatch import Reconnected
+from bridgehead._transports.dispatch import WINDOW, Reconnected
 from bridgehead._transports.loopback import LoopbackKernel, LoopbackTransport
 from bridgehead._transports.tasks import Threads, threads_of
 
@@ -92,16 +92,25 @@ class Label(NamedTuple):
 
 
 class HostileTransport(LoopbackTransport):
-    """A loopback whose messages pass through ``harm``, and whose kernel can be replaced."""
+    """A loopback whose messages pass through ``harm``, and whose kernel can be replaced.
 
-    def __init__(self, *, resumable: bool) -> None:
+    Unlike those of a loopback, its kernels have subshells, and take interrupts.
+    """
+
+    def __init__(self, *, resumable: bool, control: bool) -> None:
+        """With ``control``, the bridge's inquiry asks on the control channel, too."""
         self.capabilities = replace(
-            self.capabilities, resumable=resumable, max_send=CHUNK, max_receive=CHUNK
+            self.capabilities,
+            resumable=resumable,
+            max_send=CHUNK,
+            max_receive=CHUNK,
+            has_control=control,
         )
         self.harms: dict[Label, str] = {}
         self._later: dict[str, list[str]] = {way: [] for way in WAYS}  # harms to the next messages
         self.seen: list[Label] = []
         self.kernels: list[LoopbackKernel] = []  # all processes, the last one is the present one
+        self.meant = 0  # the number of the process for which the operation is meant
         self._counts: Counter[tuple[str, str, str]] = Counter()
         self._requests_of: dict[str, tuple[str, int]] = {}  # operation and connection, by id
         self._held: dict[str, Callable[[], None] | None] = dict.fromkeys(WAYS)
@@ -109,8 +118,10 @@ class HostileTransport(LoopbackTransport):
         self._echoes: list[Callable[[], None]] = []
         self._connection = 0
         self._lost_before = 0  # replies to requests of earlier connections are lost
-        self._inbound: deque[Any] = deque()  # requests that the kernel has not served yet
+        # Requests that the kernel has not served yet, by shell; None for the main one.
+        self._inbound: dict[str | None, deque[Any]] = {}
         super().__init__()
+        self.kernel_info["supported_features"] = ["kernel subshells"]
         self._received = self.dispatcher.received
         self.dispatcher.received = self.receive  # type: ignore[method-assign]
 
@@ -126,17 +137,25 @@ class HostileTransport(LoopbackTransport):
         found = OPERATION.findall(text)
         if message["content"].get("code"):  # a cell, which may bring a request
             found = []
-        operation = "kernel_info" if kind == "kernel_info_request" else (*found, "run")[0]
+        if kind == "execute_request" or found:
+            operation = (*found, "run")[0]
+        else:
+            operation = kind.removesuffix("_request")
         self._requests_of[identity] = operation, self._connection
         copies = [memoryview(bytes(buffer)) for buffer in buffers]
         request = {**message, "buffers": copies}
 
         def deliver() -> None:
+            shell = message["header"].get("subshell_id")
             if channel == "control":
                 self._serve_control(request)
-                return
-            self._inbound.append((self._cell, request))
-            self._loop.call_soon(self._serve_next)
+            elif shell in self._inbound:
+                self._inbound[shell].append((self._cell, request))
+                self._loop.call_soon(self._serve_next, shell)
+            else:  # as ipykernel does
+                error = {"ename": "UnknownSubshellError", "evalue": shell, "traceback": []}
+                reply = kind.replace("_request", "_reply")
+                self._cell.emit("shell", reply, {"status": "error", **error}, request)
 
         self._pass("out", operation, "request", deliver)
 
@@ -287,12 +306,37 @@ class HostileTransport(LoopbackTransport):
             lambda *message: self._emit(cell, *message), self._loop, self._loop.call_soon
         )
         self.kernels.append(self._cell)
+        self._inbound = {None: deque()}
         self.life.connection_made()
 
-    def _serve_next(self) -> None:
-        if self._inbound:
-            cell, request = self._inbound.popleft()
+    def _serve_next(self, shell: str | None) -> None:
+        if self._inbound.get(shell):
+            cell, request = self._inbound[shell].popleft()
             self._answer(cell, request)
+
+    def _serve_control(self, message: dict[str, Any]) -> None:
+        kind, content = message["header"]["msg_type"], message["content"]
+        if kind == "create_subshell_request":
+            made = f"subshell {len(self._inbound)} of {len(self.kernels)}"
+            self._inbound[made] = deque()
+            reply = {"status": "ok", "subshell_id": made}
+        elif kind == "delete_subshell_request":
+            self._inbound.pop(content["subshell_id"], None)
+            reply = {"status": "ok"}
+        elif kind == "interrupt_request":  # no cell runs while a message arrives
+            reply = {"status": "ok"}
+        else:
+            super()._serve_control(message)
+            return
+        self._cell.emit("control", kind.replace("_request", "_reply"), reply, message)
+        self._cell.emit("iopub", "status", {"execution_state": "idle"}, message)
+
+    async def interrupt(self) -> None:
+        if not self.capabilities.resumable:  # else a server does it, without a message from here
+            await self.dispatcher.control("interrupt_request", {})
+
+    async def replace(self, timeout: float) -> None:
+        self.restarted("out", lambda: None)
 
     def _end(self) -> None:
         """End the kernel's process, with the requests that it has not served."""
@@ -308,9 +352,11 @@ HARMS = ("drop", "duplicate", "echo", "swap", "delay", *CUTS, *RESTARTS)
 # ---------------------------------------------------------------- bridges
 
 
-def opened(lane: Any, resumable: bool, harms: dict[Label, str] | None = None) -> Opening[Bridge]:
+def opened(
+    lane: Any, resumable: bool, harms: dict[Label, str] | None = None, *, control: bool = False
+) -> Opening[Bridge]:
     async def connect(left: float) -> Transport:
-        transport = HostileTransport(resumable=resumable)
+        transport = HostileTransport(resumable=resumable, control=control)
         transport.harms = dict(harms or {})
         return transport
 
@@ -349,6 +395,8 @@ async def quiet(bridge: Bridge, *, lost: bool) -> None:
         assert not left
     assert not bridge._connection.queue.turns
     assert dispatcher._slots._value == dispatcher.window
+    assert dispatcher._subshell_slots._value == WINDOW
+    assert not dispatcher.has_streams
     remote = sys.modules[remote_source()[0]]._remotes[id(wire._cell.user_ns)]
     kept = {*remote.transfers.outboxes} - {*bridge._connection.remote.lane._to_ack}
     kept |= {*remote.resources.known, *remote.operations.values.kept}

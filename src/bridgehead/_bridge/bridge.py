@@ -792,7 +792,8 @@ class Bridge(WorkMethods):
             self._transport.life.check()
         async with Deadline(timeout, "restart", self._transport):
             await self._transport.restart(timeout)
-            await self._connection.remote.install()
+            with self._connection.reporting_restart():
+                await self._connection.remote.install()
             self._connection.remote.restart_reported()
 
 

@@ -68,6 +68,7 @@ What is sent again, and where that is decided. The test ``test_what_is_sent_agai
 - What is no call and does no harm when it is repeated: in ``Transport.until_replied``. These are
   requests on the control channel, cancels, withdrawals, a new subshell, and what ends resources and
   iterations.
+- The data-only codec, if the remote part was removed meanwhile: in ``Installation.load_codec``.
 - A batch of items: in ``Items._next_batch``. The kernel keeps it, and the request differs each
   time: it says how many of the items have arrived meanwhile.
 - What the kernel has to know of resources: in ``Resources._renew``, ``Ending._end_all`` and

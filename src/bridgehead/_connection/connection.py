@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
@@ -251,7 +251,7 @@ class Connection:
             if work is not None:
                 call.payload = await turn.prepare(work)
             elif call.now and call.shell is None and not self._is_beside_cells(call):
-                call.shell = await self.subshell.ready()
+                call.shell = await turn.prepare(self.subshell.ready())
             elif not remote.has_codec and self._needs_codec(call):
                 await turn.prepare(remote.load_codec(call.shell, call.now or None))
             elif call.delivery is not None and not call.delivery.is_in(remote.info.epoch):
@@ -326,6 +326,15 @@ class Connection:
             await self.resources.close()
             await self.remote.lane.leave()
 
+    @contextlib.contextmanager
+    def reporting_restart(self) -> Iterator[None]:
+        """Note that the caller gets the ``KernelRestarted`` of the block, for what is no call."""
+        try:
+            yield
+        except KernelRestarted:
+            self.remote.restart_reported()
+            raise
+
     async def interrupt(self) -> None:
         """Interrupt the kernel, and its socket thread, which no signal reaches.
 
@@ -340,7 +349,8 @@ class Connection:
         await recorded(self.transport, call, self._interrupt(), lambda _: done, lambda: failed)
 
     async def _interrupt(self) -> None:
-        await self._interrupts.to_kernel()
+        with self.reporting_restart():
+            await self._interrupts.to_kernel()
         lane = self.remote.lane
         if isinstance(lane, DirectLane) and lane.client.at_work:
             await lane.interrupt(self.remote.info.epoch)

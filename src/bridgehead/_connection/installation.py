@@ -49,6 +49,7 @@ from bridgehead._transports.base import Transport
 
 log = logging.getLogger("bridgehead")
 LOST = -1  # the generation of a remote part that is not installed (any more)
+ATTEMPTS = 3  # to load the codec, while the remote part is removed meanwhile
 
 
 class Installation:
@@ -212,10 +213,22 @@ class Installation:
     async def load_codec(
         self, shell: dict[str, Any] | None = None, now: bool | None = None
     ) -> None:
-        """Ship the data-only codec to the remote part."""
-        epoch = self.info.epoch
-        await self.request_unordered("load_codec", codec_sources(), shell=shell, now=now)
-        self._codec_epoch = epoch
+        """Ship the data-only codec to the remote part, which is installed again if it is missing.
+
+        Raises:
+            KernelRestarted: as ``ready`` does.
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            info, generation = self.info, self.generation
+            try:
+                await self.request_unordered("load_codec", codec_sources(), shell=shell, now=now)
+                self._codec_epoch = info.epoch
+                return
+            except KernelRestarted:  # nothing was done; whether the kernel is another one, see next
+                if generation != self._transport.life.generation or attempt == ATTEMPTS:
+                    raise
+            self.mark_lost(info)
+            await self.ready()
 
     @property
     def has_codec(self) -> bool:

@@ -278,6 +278,7 @@ async def test_a_step_that_ignores_its_end_holds_closing_up_for_a_while_only(
 
         names = get_ipython().user_ns  # type: ignore[no-untyped-call]
         yield 0
+        names["state"] = "begun"
         while "go" not in names:
             try:
                 time.sleep(0.01)
@@ -291,6 +292,7 @@ async def test_a_step_that_ignores_its_end_holds_closing_up_for_a_while_only(
 
         names = get_ipython().user_ns  # type: ignore[no-untyped-call]
         yield 0
+        names["state"] = "begun"
         while "go" not in names:
             try:
                 await asyncio.sleep(0.01)
@@ -303,6 +305,7 @@ async def test_a_step_that_ignores_its_end_holds_closing_up_for_a_while_only(
     for function in stays, stays_async:
         items = bridge.iterate(function)
         assert await anext(items) == 0
+        await until_is(bridge, "state", "begun", now=True)  # else it is closed before that step
         async with reported_within(1):
             await items.aclose()
         await until_is(bridge, "state", "ignored", now=True)

@@ -228,9 +228,8 @@ async def test_a_kernel_that_is_idle_and_answers_nothing_is_reported(
 HOLDS_LOCK = """
 import ctypes, os, threading
 pipe = os.open({path!r}, os.O_RDWR)
-buffer = ctypes.create_string_buffer(1)
-holder = threading.Thread(target=lambda: ctypes.PyDLL(None).read(pipe, buffer, 1))
-threading.Timer(0.2, holder.start).start()
+text = ctypes.create_string_buffer(1)
+threading.Timer(0.2, lambda: ctypes.PyDLL(None).read(pipe, text, 1)).start()
 """
 
 
@@ -240,7 +239,7 @@ threading.Timer(0.2, holder.start).start()
 async def test_a_kernel_that_holds_the_interpreter_lock_is_reported_to_each_caller(
     lane: str, tmp_path: Path
 ) -> None:
-    """J3. It answers the heartbeat and nothing else; whoever asks later waits less."""
+    """J3. It answers the heartbeat and nothing else; later callers wait less."""
     path = str(tmp_path / "pipe")
     os.mkfifo(path)
     async with Bridge.launch(lane=lane) as bridge:

@@ -20,6 +20,7 @@ from bridgehead import (
     Bridge,
     BridgeError,
     KernelRestarted,
+    Messages,
     NameNotFound,
     NotExecuted,
     NotSent,
@@ -42,6 +43,7 @@ from support.hostile import (
 )
 
 SIZES = [0, 5000, 10_000]  # bytes: in one message, in two, in three
+TRUSTS = ["pickle", "data"]
 REPEATS = ("duplicate", "echo")
 
 
@@ -65,15 +67,20 @@ class Hostile(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         self.effects: list[Effect] = []
         self.calls: list[tuple[asyncio.Task[Any], Callable[[Any], object]]] = []
+        self.streams: list[Messages] = []
         self.harms: set[str] = set()
         self.count = 0
 
-    @initialize(lane=st.sampled_from(["buffers", "inline"]), resumable=st.booleans())
-    def open(self, lane: str, resumable: bool) -> None:
+    @initialize(
+        lane=st.sampled_from(["buffers", "inline"]),
+        resumable=st.booleans(),
+        control=st.booleans(),
+    )
+    def open(self, lane: str, resumable: bool, control: bool = False) -> None:
         sign_small_chunks(self.patch)
 
         async def enter() -> Bridge:
-            return await opened(lane, resumable)
+            return await opened(lane, resumable, control=control)
 
         self.bridge = self.runner.run(enter())
         self.wire: HostileTransport = self.bridge._transport  # type: ignore[assignment]
@@ -102,11 +109,12 @@ class Hostile(RuleBasedStateMachine):
 
     # ------------------------------------------------------------ operations
 
-    @rule(size=st.sampled_from(SIZES))
-    def push(self, size: int) -> None:
+    @rule(size=st.sampled_from(SIZES), now=st.booleans(), trust=st.sampled_from(TRUSTS))
+    def push(self, size: int, now: bool, trust: Any) -> None:
         self.count += 1
         name, value = f"x{self.count}", (self.count, bytes(size))
-        self.binds(name, value, lambda: self.bridge.push({name: value}), cell=False)
+        ask = lambda: self.bridge.push({name: value}, now=now, trust=trust)  # noqa: E731
+        self.binds(name, value, ask, cell=False)
 
     @rule()
     def run(self) -> None:
@@ -115,15 +123,16 @@ class Hostile(RuleBasedStateMachine):
         self.binds(name, value, lambda: self.bridge.run(f"{name} = {value}"), cell=True)
 
     @precondition(lambda self: self.effects)
-    @rule(data=st.data())
-    def pull(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), now=st.booleans(), trust=st.sampled_from(TRUSTS))
+    def pull(self, data: st.DataObject, now: bool, trust: Any) -> None:
         effect = data.draw(st.sampled_from(self.effects))
-        ask = lambda: self.bridge.pull(effect.name)  # noqa: E731
+        ask = lambda: self.bridge.pull(effect.name, now=now, trust=trust)  # noqa: E731
         self.asks(ask, lambda value: value == effect.value)
 
-    @rule()
-    def pull_large(self) -> None:
-        self.asks(lambda: self.bridge.pull("bytes(9000)"), lambda value: value == bytes(9000))
+    @rule(now=st.booleans())
+    def pull_large(self, now: bool) -> None:
+        ask = lambda: self.bridge.pull("bytes(9000)", now=now)  # noqa: E731
+        self.asks(ask, lambda value: value == bytes(9000))
 
     @rule()
     def call(self) -> None:
@@ -140,6 +149,22 @@ class Hostile(RuleBasedStateMachine):
     @rule()
     def delete(self) -> None:
         self.asks(lambda: self.bridge.delete("nothing"), lambda value: False)  # NameNotFound
+
+    @rule()
+    def interrupt(self) -> None:
+        self.asks(lambda: self.bridge.interrupt(timeout=None), lambda value: value is None)
+
+    @rule()
+    def restart(self) -> None:
+        self.harms.add("restarted")
+        self.asks(lambda: self.bridge.restart(), lambda value: value is None)
+
+    @rule()
+    def messages(self) -> None:
+        async def begin() -> None:
+            self.streams.append(self.bridge.messages())
+
+        self.runner.run(begin())
 
     @precondition(lambda self: self.calls)
     @rule(data=st.data())
@@ -180,6 +205,7 @@ class Hostile(RuleBasedStateMachine):
             self.wire.end()
             await asyncio.sleep(1)
             await follow_up(self.bridge, may_restart=not self.harms.isdisjoint(RESTARTS))
+            await self.check_streams()
             lost = not self.harms.isdisjoint({"drop", *CUTS})
             await quiet(self.bridge, lost=lost)
             for effect in self.effects:
@@ -190,6 +216,19 @@ class Hostile(RuleBasedStateMachine):
                     assert error is not None or right(task.result())
                     assert error is None or isinstance(error, NameNotFound) or self.is_true(error)
             await self.bridge.aclose()
+
+    async def check_streams(self) -> None:
+        """Check that a stream that has not ended has the messages of a cell, in their order."""
+        for stream in self.streams:
+            stream._waiting.clear()
+        reply = await self.bridge.run("print('text')")
+        assert reply.stdout == "text\n"
+        await asyncio.sleep(0)
+        for stream in self.streams:
+            texts = [(await anext(stream)).text for _ in range(len(stream))]
+            assert stream.is_ended or "".join(texts) == "busyprint('text')text\nidle"
+            await stream.aclose()
+            assert [message async for message in stream] == []
 
     def check_effect(self, effect: Effect) -> None:
         where = [
