@@ -34,7 +34,7 @@ from bridgehead._protocol.request import Request
 from bridgehead._protocol.response import Response
 from bridgehead._transports.base import Transport
 from bridgehead._transports.dispatch import Reply
-from bridgehead._transports.tasks import user_call
+from bridgehead._transports.tasks import retrieve_exception, user_call
 
 T = TypeVar("T")
 
@@ -126,6 +126,7 @@ class Turn:
                 lost.result()
             return await task
         finally:
+            task.add_done_callback(retrieve_exception)  # it may fail as it is cancelled
             task.cancel()
 
     async def carry(self, lane: Lane, request: Request) -> Response:

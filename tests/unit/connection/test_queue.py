@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import operator
 import random
 import re
@@ -509,3 +510,28 @@ async def test_an_error_of_a_whole_batch_is_raised_as_one_copy_for_each_operatio
     assert len({id(outcome) for outcome in outcomes}) == 3
     assert {outcome.ename for outcome in outcomes} == {"Odd"}
     assert not await gated.bridge.exists("x")
+
+
+async def test_work_that_fails_as_the_kernel_is_lost_is_not_logged() -> None:
+    """The caller gets why the kernel is lost; the work notices the same as it is cancelled."""
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(PATIENCE)
+        except asyncio.CancelledError:
+            raise KernelRestarted("noticed") from None
+
+    logged: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
+    async with Bridge.loopback() as bridge:
+        await bridge.push(x=1)
+        with bridge._connection.turn(now=True) as turn:
+            preparing = asyncio.ensure_future(turn.prepare(work()))
+            await asyncio.sleep(0.01)
+            bridge._transport.life._fail_waiters(lambda: KernelRestarted("lost"))
+            with pytest.raises(KernelRestarted, match="lost"):
+                await preparing
+        del preparing, turn  # the exception has the frames
+        await asyncio.sleep(0)
+        gc.collect()
+    assert logged == []
