@@ -56,7 +56,7 @@ class Timings:
     # the hub of a cluster, or one on the control channel behind a server.
     beat_every: float = 1.0
     # Without a sign of life, until a kernel counts as unresponsive and is asked on control; a
-    # loaded machine alone can miss one beat.
+    # loaded machine alone can miss one beat. Then, for its answer to a later caller.
     silence: float = 5.0
     # Until another owner must have restarted a kernel whose connection is down, and until the
     # process of an attached kernel is looked at.
