@@ -750,6 +750,33 @@ async def test_requests_that_another_clients_cell_aborts_are_retried(live: Bridg
     assert await seen(live) == {"failing": "True", **{f"x{i}": str(i) for i in range(20)}}
 
 
+# ------------------------------------------------------------ other versions of libraries
+
+OF_PANDAS = (
+    "pd.DataFrame({'a': [1, 2], 'b': ['x', None]}, index=pd.date_range('2024', periods=2))",
+    "pd.Series([1, None], dtype='Int64', name='n')",
+    "pd.Series(['x', None], dtype='string')",
+    "pd.Series(['x', 'y'], dtype='category')",
+    "pd.Series(pd.date_range('2024', periods=2, tz='Europe/Berlin'))",
+    "pd.Series(pd.period_range('2024', periods=2, freq='M'))",
+    "pd.Series(pd.arrays.SparseArray([0, 0, 1]))",
+    "pd.array([1, 2], dtype=np.dtype('i8'))",
+    "pd.MultiIndex.from_product([[1, 2], ['a']])",
+    "pd.Interval(0, 1)",
+    "pd.NaT",
+)
+
+
+@on("pandas2.0")
+async def test_values_of_another_pandas_cross_as_data(live: Bridge) -> None:
+    await live.run("import pandas as pd, numpy as np")
+    for made in OF_PANDAS:
+        back = await live.pull(made, trust="data")
+        await live.push({"back": back}, trust="data")
+        same = f"(repr(back), type(back)) == (repr({made}), type({made}))"
+        assert await live.pull(same), made
+
+
 # ------------------------------------------------------------ the environments themselves
 
 

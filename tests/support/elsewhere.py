@@ -116,6 +116,10 @@ ENVIRONMENTS = {
     # Neither cloudpickle nor numpy, on another Python and on this one.
     "bare": Environment(THIRD, ("ipykernel==7.*",)),
     "bare-here": Environment(HERE, ("ipykernel==7.*",)),
+    # The last pandas with older names of its classes.
+    "pandas2.0": Environment(
+        (3, 10), ("ipykernel==6.29.*", "pandas==2.0.*", "numpy<2", "cloudpickle>=3.1")
+    ),
     "spyder": Environment(
         THIRD,
         ("spyder-kernels==3.*", "bash_kernel==0.10.*", *OBJECTS),

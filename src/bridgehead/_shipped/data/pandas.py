@@ -65,6 +65,12 @@ def _column(pandas: Any, values: Any) -> Any:
     return values
 
 
+def _numpy_column(pandas: Any) -> Any:
+    """Return the class of a column that is an array of numpy; pandas 2.1 renamed it."""
+    arrays = pandas.arrays
+    return getattr(arrays, "NumpyExtensionArray", None) or arrays.PandasArray
+
+
 def _sent_column(values: Any) -> Any:
     """Return a column, unless a reader refuses it; see ``_column``."""
     try:
@@ -269,7 +275,7 @@ def make_arrow_column(reader: DataReader, column: Any) -> Any:
 def make_numpy_column(reader: DataReader, values: Any) -> Any:
     pandas = library("pandas")
     need(type(_column(pandas, values)) is library("numpy").ndarray, "not an array of numpy")
-    return pandas.arrays.NumpyExtensionArray(values)
+    return _numpy_column(pandas)(values)
 
 
 @constructor(None, cost=CONTAINER_COST)
@@ -481,11 +487,11 @@ def _reduce_strings(writer: DataWriter, values: Any) -> Any:
     nan = getattr(dtype, "na_value", pandas.NA) is not pandas.NA
     if dtype.storage == "python":
         return make_strings, ("python", nan, values.to_numpy(object, na_value=None).tolist())
-    return make_arrow_strings, (nan, values._pa_array)
+    return make_arrow_strings, (nan, values.__arrow_array__())
 
 
 def _reduce_arrow_column(writer: DataWriter, values: Any) -> Any:
-    return make_arrow_column, (values._pa_array,)
+    return make_arrow_column, (values.__arrow_array__(),)
 
 
 def _reduce_pandas_dtype(writer: DataWriter, dtype: Any) -> Any:
@@ -550,7 +556,7 @@ def pandas_reducers(pandas: Any) -> Any:
         pandas.Categorical: _reduce_categorical,
         arrays.SparseArray: _reduce_sparse,
         arrays.ArrowExtensionArray: _reduce_arrow_column,
-        arrays.NumpyExtensionArray: lambda _, v: (make_numpy_column, (v.to_numpy(),)),
+        _numpy_column(pandas): lambda _, v: (make_numpy_column, (v.to_numpy(),)),
         pandas.RangeIndex: _reduce_range_index,
         pandas.MultiIndex: _reduce_multi_index,
         pandas.Series: _reduce_series,
