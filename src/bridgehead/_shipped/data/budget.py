@@ -7,7 +7,8 @@ sender chooses is paid from it. A constructor has no limit of its own where this
   pass the same megabyte a thousand times.
 - *Claims* (``claim``): what an object would take if it were made dense. A range of rows or a
   sparse array is short, however long it says that it is.
-- *Text* (``check_printed``): how long a repr is, to which a text adds once for each path to it.
+- *Text* (``check_printed``): how long a repr is, to which a text or a long integer adds once for
+  each path to it.
 - *Visits* (``weigh``): how many values a recursive function meets, such as a hash, a comparison or
   a repr. A value that is shared is met once for each path to it: 60 pairs of pairs are 2**60.
 - *Nesting*: how deep such a function recurses. In C it would overflow the stack.
@@ -48,10 +49,13 @@ CONTAINER = 16  # bytes that are claimed for a list
 SECONDS_FOR_EACH = 1e-6
 BULK = 6  # a visit of long text, bytes or an array costs 1 for each 2**6 bytes
 LONG = 9  # and that of a long integer 1 for each 2**9 bits
+DIGITS = 2  # but as text, about a digit for each 2**2 bits
 LONG_SQUARED = 14  # to compare an integer of n bits with a Decimal takes n**2: 24 ms for 2**16 bits
 # Counters compare their values twice, the one way and the other; a repr compares them to sort them.
 COUNTER_VISITS = 3
-HEAVY = 32  # visits; what costs less and has no parts is a scalar, which costs one
+# Bytes of all arguments: what has fewer, and no parts, is a scalar, which costs one visit. Of a few
+# bytes in the memo, a repr makes not much more than the texts that are counted.
+HEAVY = 64
 SAME_HASH = 1000  # keys with one hash in one container; n of them cost n² comparisons
 FEW_KEYS = 256  # colliding keys of so few cannot take long
 
@@ -233,7 +237,7 @@ class Budget:
         if kind in SMALL:
             return 0
         if kind is int:
-            return _weight_of_int(value, self.squared)
+            return _weight_of_int(value, self.squared, self.bulk)
         if kind in TEXTS:
             return len(value) >> self.bulk
         if kind in _ITEMS:
@@ -360,8 +364,10 @@ class Budget:
                 each.fill(None)
 
 
-def _weight_of_int(value: int, squared: bool) -> int:
+def _weight_of_int(value: int, squared: bool, bulk: int) -> int:
     bits = value.bit_length()
+    if not bulk:
+        return bits >> DIGITS
     return bits * bits >> LONG_SQUARED if squared else bits >> LONG
 
 
@@ -374,9 +380,10 @@ def _weight_of(items: Any, squared: bool, bulk: int) -> Any:
         return None
     weight = len(items)
     if int in kinds and squared:
-        weight += sum([_weight_of_int(item, True) for item in items if type(item) is int])
+        weight += sum([_weight_of_int(item, True, bulk) for item in items if type(item) is int])
     elif int in kinds:
-        weight += sum([item.bit_length() for item in items if type(item) is int]) >> LONG
+        bits = sum([item.bit_length() for item in items if type(item) is int])
+        weight += bits >> (LONG if bulk else DIGITS)
     if not kinds.isdisjoint(TEXTS):
         weight += sum([len(item) for item in items if type(item) in TEXTS]) >> bulk
     return weight

@@ -380,6 +380,7 @@ def make_frame(
     for block in blocks:
         need(type(block) is tuple and len(block) == 2 and type(block[0]) is list, "invalid block")
         places, values = block
+        need(places, "block without columns")  # of two bytes each, by the memo
         reader.charge(len(places))
         need(all(type(place) is int for place in places), "invalid column numbers")
         shape = _column(pandas, values).shape
@@ -527,6 +528,8 @@ def _reduce_frame(writer: DataWriter, frame: Any) -> Any:
     blocks: Any = []
     for block in frame._mgr.blocks:
         places, values = block.mgr_locs.as_array.tolist(), block.values
+        if not places:
+            continue
         if getattr(values, "ndim", 1) == 1:
             blocks.append((places, values))
         elif values.dtype.kind in "mM" and getattr(values, "tz", None) is None:

@@ -272,7 +272,7 @@ class Machine(Budget):
             "%s takes %d arguments, not %d" % (function.__name__, len(kinds), len(args)),
         )
         self.open -= 1
-        self.extra, self.shown, nested, plain = 0, cost, False, args
+        self.extra, self.shown, nested, plain, fixed = 0, cost, False, args, cost
         for arg, allowed in zip(args, kinds):
             kind = type(arg)
             if allowed is not None and kind not in allowed:
@@ -289,12 +289,11 @@ class Machine(Budget):
                 nested = True
                 cost += 8 * len(arg) if kind in _MEASURED else 0
         self.charge(cost)
-        weight = len(args) + (cost >> BULK)
         if nested:
             plain = plain or tuple([arg for arg in args if type(arg) is not memoryview])
-            weight = self.weigh(*plain)
+            self.weigh(*plain)
         made = function(self, *args)
-        if nested or weight > HEAVY or self.extra or self.shown >= CONTAINER_COST:
+        if nested or cost - fixed > HEAVY or self.extra or self.shown >= CONTAINER_COST:
             self.note(made, levels, plain)
         self.stack.append(made)
 

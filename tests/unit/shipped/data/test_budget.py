@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import datetime
 import decimal
 import enum
 import fractions
@@ -361,6 +362,42 @@ def test_text_whose_repr_takes_gigabytes_is_refused() -> None:
     with pytest.raises(WireError, match="visits"):
         sent([long] * 2000)
     assert same([long] * 200, sent([long] * 200))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.str_("x" * 1900),
+        slice("x" * 1900),
+        slice(7**2800),
+        fractions.Fraction(7**2800, 2),
+        datetime.timezone(datetime.timedelta(hours=1), "x" * 1900),
+    ],
+    ids=["numpy", "slice", "slice of an integer", "fraction", "time zone"],
+)
+def test_a_value_that_is_long_to_print_is_counted_as_text(value: Any) -> None:
+    """M2, M4. Each reference is two bytes, and its repr takes kilobytes."""
+    with pytest.raises(WireError, match="visits"):
+        sent([value] * 100_000)
+    assert sent([value] * 1000) == [value] * 1000
+
+
+def test_a_long_integer_in_the_memo_is_counted_as_text() -> None:
+    """M2, M4. Printed 300,000 times, 601 kB took 28 s and 722 MB."""
+    with pytest.raises(WireError, match="visits"):
+        decode_data([pickled(b"](" + data(7**2800) + b"\x94" + b"h\0" * 100_000 + b"e")])
+    assert sent([7**2800] * 1000) == [7**2800] * 1000
+
+
+def test_a_frame_has_no_blocks_without_columns() -> None:
+    """M2. By the memo, each was two bytes, and each operation visits all."""
+    empty = codec_call("make_array", "<f8", (0, 1), "C", data(b""))
+    index = codec_call("make_range_index", 0, 1, 1, None)
+    none = codec_call("make_range_index", 0, 0, 1, None)
+    made = codec_call("make_frame", index, none, b"](](e" + empty + b"\x86e", {}, True)
+    with pytest.raises(WireError, match="block without columns"):
+        decode_data([pickled(made)])
+    assert sent(pd.DataFrame({"a": [1]})[[]]).shape == (1, 0)
 
 
 def test_series_whose_attrs_share_series_are_refused() -> None:
