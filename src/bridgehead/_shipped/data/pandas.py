@@ -30,6 +30,7 @@ if __package__:  # in the kernel, all shipped files are one module
 
 _FREQUENCY = re.compile(r"[-+0-9A-Za-z. ]{1,40}")
 _FEW_LABELS = 1000  # of so few, no hash table takes long
+_LONG_LABELS = 1 << 24  # bytes of labels; only those of more are counted exactly
 _UNITS = ("s", "ms", "us", "ns")
 _TIME_DTYPES = {"%s8[%s]" % (kind, unit) for kind in "Mm" for unit in _UNITS}
 
@@ -108,6 +109,25 @@ def _try_hashes(reader: DataReader, pandas: Any, index: Any) -> None:
         parts.append(parts[-1] >> 2)
     for size in reversed(parts):
         reader.try_out(functools.partial(hash_part, size))
+
+
+def _claim_texts(reader: DataReader, pandas: Any, codes: Any, labels: Any) -> None:
+    """Claim the texts that codes, which pandas has checked, stand for.
+
+    A conversion of texts of Arrow copies one for each row.
+    """
+    column = labels.array
+    if type(column).__name__ not in ("ArrowStringArray", "ArrowExtensionArray"):
+        return
+    if len(codes) * column.nbytes < _LONG_LABELS:
+        return
+    texts = column.__arrow_array__()
+    kind = str(texts.type).replace("large_", "")
+    if kind in ("string", "binary"):
+        numpy, compute = library("numpy"), library("pyarrow.compute")
+        lengths = compute.binary_length(texts).fill_null(0).to_numpy()
+        counts = numpy.bincount(codes[codes >= 0], minlength=len(lengths))
+        reader.claim(int(counts @ lengths.astype("i8")) >> 2, visited=False)
 
 
 @constructor(str)
@@ -199,7 +219,9 @@ def make_categorical(reader: DataReader, codes: Any, categories: Any, ordered: b
     need(fine, "invalid codes")
     reader.charge(codes.nbytes + len(_labels(pandas, categories)))
     _try_hashes(reader, pandas, categories)
-    return pandas.Categorical.from_codes(codes, categories, ordered)
+    made = pandas.Categorical.from_codes(codes, categories, ordered)
+    _claim_texts(reader, pandas, codes, categories)
+    return made
 
 
 @constructor(str, None, None, cost=CONTAINER_COST)
@@ -353,7 +375,10 @@ def make_multi_index(reader: DataReader, levels: Any, codes: Any, names: Any, or
         fine = type(code) is numpy.ndarray and code.dtype.kind == "i" and code.ndim == 1
         need(fine, "invalid codes")
         reader.charge(code.nbytes)
-    return pandas.MultiIndex(levels=levels, codes=codes, names=names, sortorder=order)
+    made = pandas.MultiIndex(levels=levels, codes=codes, names=names, sortorder=order)
+    for level, code in zip(levels, codes):
+        _claim_texts(reader, pandas, code, level)
+    return made
 
 
 @constructor(None, None, None, dict, bool, cost=CONTAINER_COST)

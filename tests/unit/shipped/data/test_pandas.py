@@ -10,7 +10,7 @@ import pytest
 
 from bridgehead._shipped.data import budget, decode_data, encode_data
 from bridgehead._shipped.wire.errors import WireError
-from support.data import COLUMNS, PANDAS, arrives_as_it_was_sent, codec_call, pickled, sent
+from support.data import COLUMNS, PANDAS, arrives_as_it_was_sent, codec_call, pickled, same, sent
 
 
 @pytest.mark.parametrize("value", PANDAS.values(), ids=[f"pandas: {name}" for name in PANDAS])
@@ -94,3 +94,21 @@ def test_the_writer_names_a_column_that_the_reader_refuses() -> None:
     with pytest.raises(WireError, match=r"a pandas column of \|S1 is not data") as caught:
         encode_data({"x": texts_of_bytes()})
     assert caught.value.kind == "untrusted"
+
+
+def test_labels_of_arrow_are_claimed_for_each_row() -> None:
+    """M4. A code of one byte stands for a text of any length, which a conversion copies."""
+    short = pd.Index(["a", "b" * 20], dtype="string[pyarrow]")
+    long = pd.Index(["a", "b" * 60_000], dtype="string[pyarrow]")
+    codes = np.ones(60_000, "i1")
+    for labels, fine in (short, True), (long, False):
+        category = pd.Categorical.from_codes(codes, labels)
+        several = pd.MultiIndex([labels], [codes])
+        for value in category, several, pd.Series(category):
+            if fine:
+                assert same(value, sent(value))
+                continue
+            with pytest.raises(WireError, match="more than its length allows"):
+                sent(value)
+    many = pd.Categorical.from_codes(np.zeros(1_000_000, "i1"), long)
+    assert same(many, sent(many))
