@@ -314,7 +314,7 @@ WRAPPED = [(1 << 63) - 1, (1 << 63) - 1, 6]  # their sum is 4 in 64 bits
         pytest.param(prefixed(b"{}", b"abcd", sizes=[0]), id="too many bytes"),
         pytest.param(prefixed(b"{}", b"abcd", sizes=[9]), id="too few bytes"),
         pytest.param(prefixed(b"{}", b"abcd", sizes=[-1, 5]), id="negative"),
-        pytest.param(prefixed(b"{}", sizes=[0] * 5000), id="many frames of nothing"),
+        pytest.param(prefixed(b"{}", sizes=[0] * 10_001), id="many frames of nothing"),
         pytest.param(prefixed(b"{}", counts=(0, 0, 5_000_000)), id="many frames to come"),
         pytest.param(prefixed(b"{}", counts=(5_000_000, 0, 0)), id="many segments to come"),
         pytest.param(prefixed(b"{}", b"abcd", sizes=WRAPPED), id="a sum of 64 bits is right"),
