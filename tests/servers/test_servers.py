@@ -383,10 +383,10 @@ async def test_watching_and_messages(server: str) -> None:
     async with on(server) as bridge:
         stream = bridge.messages()
         await bridge.run("x = 1")
-        async with bridge.watch("x") as watch:
-            assert await anext(watch) == 1
+        async with bridge.watch("x", "-x") as watch:
+            assert await anext(watch) == (1, -1)
             await bridge.run("x = 2")
-            assert await anext(watch) == 2
+            assert await anext(watch) == (2, -2)
         async with bridge.watch_names() as watch_names:
             assert [name.name for name in await anext(watch_names)] == ["x"]
             await bridge.run("y = 'of another cell'")
