@@ -7,7 +7,8 @@ is sent, and what happens when the kernel restarts, is decided in ``_connection`
 - ``cell_methods``: its operations that run cells. ``cell_work`` and ``cell_stream`` do them.
 - ``work_methods``: its operations that run functions, iterate and call back. ``work`` is what
   ``call`` and ``submit`` share.
-- ``notebook``: the cells of a notebook, one after the other; ``whole_file`` writes its file.
+- ``notebook``: the cells of a notebook, one after the other; ``whole_file`` writes its file, and
+  ``widget_models`` keeps its widgets.
 - ``constructors``: how a bridge is launched, attached, connected and closed; ``opening``: what the
   constructors return.
 - ``arguments``: checks of names, expressions and sizes.
