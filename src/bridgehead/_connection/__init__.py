@@ -71,9 +71,9 @@ What is sent again, and where that is decided. The test ``test_what_is_sent_agai
 - The data-only codec, if the remote part was removed meanwhile: in ``Installation.load_codec``.
 - A batch of items: in ``Items._next_batch``. The kernel keeps it, and the request differs each
   time: it says how many of the items have arrived meanwhile.
-- What the kernel has to know of resources: in ``Resources._renew``, ``Ending._end_all`` and
-  ``Calls._report``. These tasks send what is so now, until the kernel has it, and not the message
-  that was lost. By that, the kernel sends lost events again, and ``Outcome.response`` and
+- What the kernel has to know of resources: in ``HeldResources._renew``, ``Ending._end_all`` and
+  ``PendingCalls._report``. These tasks send what is so now, until the kernel has it, and not the
+  message that was lost. By that, the kernel sends lost events again, and ``Outcome.response`` and
   ``Watch.__anext__`` wait for them.
 - An interrupt of one cell: in ``Interrupts.to_cell``, until the cell has got it or has ended.
 - Questions whose answers prove something: in ``_transports``, by the inquiry and before the gate.

@@ -80,9 +80,19 @@ class MapRequest:
         """Whether the kernel may have begun it."""
         return self.call.turn is not None and self.call.turn.sent
 
+    @property
+    def is_next(self) -> bool:
+        """Whether it is pickled for a kernel that has nothing else to do first."""
+        first = next(iter(self._connection.queue.turns), None)
+        return self.call.turn is first and self._connection.remote.is_current
+
     def withdraw(self) -> bool:
-        """Have it never sent, unless it was; ``outcomes`` is cancelled if this is true."""
-        if self.call.turn is None or not self.call.turn.withdraw():
+        """Have it never sent, unless it was; ``outcomes`` is cancelled if this is true.
+
+        One that is next stays: it would be pickled again for the other kernel, and a third one
+        without work would take it from that, and so on.
+        """
+        if self.call.turn is None or self.is_next or not self.call.turn.withdraw():
             return False
         self.call.interrupts = False  # there is nothing to interrupt
         return True

@@ -100,6 +100,26 @@ async def test_a_chunk_may_have_as_many_objects_as_items(fleet: Fleet) -> None:
             assert outcome == (n, n)
 
 
+async def test_a_chunk_that_is_being_pickled_is_not_taken_by_a_kernel_without_work(
+    fleet: Fleet,
+) -> None:
+    """Of three kernels, those without work took the two chunks from each other for ever."""
+    pickled: list[int] = []
+
+    class Slow:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def __reduce__(self) -> Any:
+            pickled.append(self.number)
+            time.sleep(0.2)
+            return int, (self.number,)
+
+    mapped = fleet.map(abs, [Slow(1), Slow(2)])
+    assert [outcome async for outcome in mapped] == [1, 2]
+    assert sorted(pickled) == [1, 2]
+
+
 async def test_several_iterables_end_with_the_shortest(fleet: Fleet) -> None:
     results = fleet.map(pow, itertools.count(), [2, 2, 2])
     assert [result async for result in results] == [0, 1, 4]

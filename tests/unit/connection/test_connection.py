@@ -248,7 +248,7 @@ KNOWN_OF_A_REQUEST = {
     *("KernelUnresponsive", "ReplyLost", "TransportError", "Reconnected"),
 }
 # Loops over several requests or replies, of which none is sent again.
-ONE_AFTER_THE_OTHER = {"Installation._withdraw_cells", "Delivery.is_complete"}
+ONE_AFTER_THE_OTHER = {"Installation._withdraw_cells", "Delivery.wait_complete"}
 
 
 def test_what_is_sent_again() -> None:

@@ -522,16 +522,20 @@ async def test_work_that_fails_as_the_kernel_is_lost_is_not_logged() -> None:
             raise KernelRestarted("noticed") from None
 
     logged: list[Any] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
-    async with Bridge.loopback() as bridge:
-        await bridge.push(x=1)
-        with bridge._connection.turn(now=True) as turn:
-            preparing = asyncio.ensure_future(turn.prepare(work()))
-            await asyncio.sleep(0.01)
-            bridge._transport.life._fail_waiters(lambda: KernelRestarted("lost"))
-            with pytest.raises(KernelRestarted, match="lost"):
-                await preparing
-        del preparing, turn  # the exception has the frames
-        await asyncio.sleep(0)
-        gc.collect()
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: logged.append(context))
+    try:
+        async with Bridge.loopback() as bridge:
+            await bridge.push(x=1)
+            with bridge._connection.turn(now=True) as turn:
+                preparing = asyncio.ensure_future(turn.prepare(work()))
+                await asyncio.sleep(0.01)
+                bridge._transport.life._fail_waiters(lambda: KernelRestarted("lost"))
+                with pytest.raises(KernelRestarted, match="lost"):
+                    await preparing
+            del preparing, turn  # the exception has the frames
+            await asyncio.sleep(0)
+            gc.collect()
+    finally:
+        loop.set_exception_handler(None)  # other tests share the loop
     assert logged == []
