@@ -448,7 +448,7 @@ async def test_dead_kernels_closed_bridges_and_a_restarted_notebook_are_shown(
 
 WATCHES = """
 sum(
-    len(list(remote.subscriptions.known()))
+    len(list(remote.watches.known()))
     for name, module in list(__import__("sys").modules.items())
     if name.startswith("_bridgehead_")
     for remote in module._remotes.values()

@@ -182,7 +182,7 @@ class Dispatcher:
         self._busy_with = ""
         self._arrived = 0  # messages that arrived on shell
         self._said_idle = False  # on iopub, of its main thread, and not busy since
-        self._questions: deque[str] = deque(maxlen=2 * WINDOW)  # some have an answer, some not yet
+        self._questions: deque[str] = deque(maxlen=2 * WINDOW)  # no stream shows their messages
         self._inquiries: set[str | None] = set()  # the routes that are being asked about
         self._next_look: asyncio.TimerHandle | None = None
         self._answered: deque[str] = deque(maxlen=2 * WINDOW)
@@ -355,7 +355,7 @@ class Dispatcher:
     async def wake(self) -> None:
         """Have the kernel's event loop turn, by a request for whose reply no caller waits."""
         with contextlib.suppress(BridgeError):
-            await self.put("shell", self._message("kernel_info_request", {}))
+            self._drop_questions([await self._ask("shell")])
 
     def runs(self, identity: str) -> bool:
         """Return whether the cell of a request has begun, and its reply has not arrived."""
@@ -511,7 +511,7 @@ class Dispatcher:
         take = None if listening is None else listening.handlers.on_message
         if take is not None and take(message):
             return
-        if self._streams:
+        if self._streams and message.parent not in self._questions:
             for stream in list(self._streams):
                 stream.feed(message)
 
@@ -677,8 +677,7 @@ class Dispatcher:
 
     def _drop_questions(self, questions: list[Pending]) -> None:
         for question in questions:
-            if self.forget(question.id) is not None:  # else its idle ends the subscription
-                self._listening.pop(question.id, None)
+            self.forget(question.id)
             question.future.cancel()
 
     async def _ask(self, channel: str, route: str | None = None) -> Pending:
@@ -687,7 +686,7 @@ class Dispatcher:
         if route not in (None, INPUT):
             message["header"]["subshell_id"] = route
         self._questions.append(message["header"]["msg_id"])
-        return await self.put(channel, message, (), Handlers(lambda message: True))
+        return await self.put(channel, message)
 
     def _unanswered(self, route: str | None) -> list[Pending]:
         now = asyncio.get_running_loop().time()

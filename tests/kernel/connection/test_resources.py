@@ -370,6 +370,8 @@ async def test_a_restart_ends_what_has_begun_of_every_kind(live: Bridge) -> None
         await nothing_is_kept(live)
 
 
+# A kernel that is not back after 2.5 s counts as dead, and a loaded machine takes longer.
+@pytest.mark.timings(reconnect_grace=60)
 @pytest.mark.parametrize("lane", LANES)
 async def test_a_restart_ends_what_waits_behind_a_cell(live: Bridge, lane: Any) -> None:
     async with contextlib.AsyncExitStack() as opened:
@@ -385,7 +387,9 @@ async def test_a_restart_ends_what_waits_behind_a_cell(live: Bridge, lane: Any) 
         await until(lambda: all(map(on_its_way, bridges)))
         await live.restart()
         outcomes = dict(zip(("cell", *ASKED), await all_of(cell, *asked), strict=True))
-        assert all(isinstance(one, KernelRestarted) for one in outcomes.values()), outcomes
+        assert all(isinstance(one, KernelRestarted) for one in outcomes.values()), list(
+            map(repr, outcomes.values())
+        )
         del asked, outcomes
         for bridge in bridges:
             await goes_on(bridge)

@@ -24,6 +24,7 @@ from bridgehead import (
     NameNotFound,
     NotExecuted,
     NotSent,
+    NotSupported,
     OutcomeUnknown,
     ProtocolError,
     TransportError,
@@ -55,6 +56,7 @@ class Effect:
     value: Any
     cell: bool
     kernel: int = -1  # the number of the process that it was meant for
+    is_open: bool = False  # the bridge knew no process, or restart() was at work
     task: asyncio.Task[Any] | None = None
 
 
@@ -67,6 +69,7 @@ class Hostile(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         self.effects: list[Effect] = []
         self.calls: list[tuple[asyncio.Task[Any], Callable[[Any], object]]] = []
+        self.restarts: list[asyncio.Task[Any]] = []
         self.streams: list[Messages] = []
         self.harms: set[str] = set()
         self.count = 0
@@ -95,7 +98,9 @@ class Hostile(RuleBasedStateMachine):
         return self.runner.run(begin())
 
     def binds(self, name: str, value: Any, ask: Callable[[], Awaitable[Any]], cell: bool) -> None:
-        effect = Effect(name, value, cell)
+        knows = self.bridge._connection.remote.is_current
+        is_open = not (knows and all(task.done() for task in self.restarts))
+        effect = Effect(name, value, cell, is_open=is_open)
 
         async def bind() -> None:
             effect.kernel = len(self.wire.kernels) - 1
@@ -158,6 +163,7 @@ class Hostile(RuleBasedStateMachine):
     def restart(self) -> None:
         self.harms.add("restarted")
         self.asks(lambda: self.bridge.restart(), lambda value: value is None)
+        self.restarts.append(self.calls[-1][0])
 
     @rule()
     def messages(self) -> None:
@@ -214,7 +220,10 @@ class Hostile(RuleBasedStateMachine):
                 if not task.cancelled():
                     error = task.exception()
                     assert error is not None or right(task.result())
-                    assert error is None or isinstance(error, NameNotFound) or self.is_true(error)
+                    is_true = (
+                        error is None or isinstance(error, NameNotFound) or self.is_true(error)
+                    )
+                    assert is_true, repr(error)
             await self.bridge.aclose()
 
     async def check_streams(self) -> None:
@@ -239,7 +248,7 @@ class Hostile(RuleBasedStateMachine):
         assert effect.task is not None
         error = effect.task.exception()
         # Nothing in the message of a cell says which kernel it is for, see ``replaced``.
-        if not (effect.cell and "replaced" in self.harms):
+        if not (effect.is_open or (effect.cell and "replaced" in self.harms)):
             assert where in ([], [effect.kernel]), f"in another kernel: {error!r}"
         if error is None:
             assert where, "reported as done, and is not"
@@ -253,6 +262,8 @@ class Hostile(RuleBasedStateMachine):
             return not self.harms.isdisjoint(RESTARTS)
         if isinstance(error, TransportError):
             return not self.resumable and not self.harms.isdisjoint(CUTS)
+        if isinstance(error, NotSupported):  # the buffers of a handshake were lost, or came late
+            return not self.harms.isdisjoint({"drop", "swap", *REPEATS})
         if isinstance(error, ProtocolError):  # the reply to the first of two messages was lost
             return not self.harms.isdisjoint(REPEATS)
         return isinstance(error, BridgeError) and isinstance(error, OutcomeUnknown)
