@@ -192,8 +192,6 @@ else:
 def _like(method: Any, function: Any) -> None:
     """Give a function the name, signature and documentation of a method of ``Bridge``."""
     functools.update_wrapper(function, method)
-    function.__qualname__ = f"{_owner(method)}.{method.__name__}"
-    function.__module__ = "bridgehead"
     function.__doc__ = _documentation(method)
 
 

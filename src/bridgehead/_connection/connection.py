@@ -327,12 +327,16 @@ class Connection:
             await self.remote.lane.leave()
 
     @contextlib.contextmanager
-    def reporting_restart(self) -> Iterator[None]:
-        """Note that the caller gets the ``KernelRestarted`` of the block, for what is no call."""
+    def reporting_restart(self, call: Call | None = None) -> Iterator[None]:
+        """Note that the caller gets the ``KernelRestarted`` of the block.
+
+        For a call that is unattended, it is noted when a caller asks for the outcome.
+        """
         try:
             yield
         except KernelRestarted:
-            self.remote.restart_reported()
+            if call is None or not call.is_unattended:
+                self.remote.restart_reported()
             raise
 
     async def interrupt(self) -> None:

@@ -251,9 +251,7 @@ class Items(RemoteResource):
                 return response
 
             while True:
-                response = await transport.until_replied(
-                    ask
-                )  # the kernel keeps what closing raised
+                response = await transport.until_replied(ask)  # it keeps what closing raised
                 closing, idle = response.header.get("closing"), response.header.get("idle")
                 if closing == "done":
                     return response

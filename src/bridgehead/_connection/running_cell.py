@@ -151,7 +151,8 @@ class RunningCell:
             async with Deadline(None, "run", transport, self.call):  # its note on a MemoryError
                 with transport.outputs():
                     async with self._scope:
-                        reply = await self._run(turn)
+                        with self._connection.reporting_restart(self.call):
+                            reply = await self._run(turn)
                         await self._outputs.complete(reply.id)
                         if self._input_error is not None:
                             raise self._input_error
@@ -202,10 +203,6 @@ class RunningCell:
             if staged is not None:
                 staged.interrupt()
             raise
-        except KernelRestarted:
-            if not self.call.is_unattended:
-                remote.restart_reported()
-            raise
         finally:
             turn.leave()
             if staged is not None:
@@ -221,7 +218,7 @@ class RunningCell:
         resources = self._connection.resources
         resources.enter(staged)
         call.fields.update(resources.fields(staged))
-        call.is_unattended = True  # ``_run`` reports a restart
+        call.is_unattended = True  # the cell reports a restart
         await self._connection.do(call, turn)
         resources.made(staged)
         self._content[remote_source()[0]] = staged.id

@@ -98,14 +98,11 @@ async def coroutine_response(
     connection.resources.enter(outcome)
     call.fields.update(connection.resources.fields(outcome))
     try:
-        await connection.do(call, turn)
-        turn.leave()
-        connection.resources.made(outcome)
-        return await outcome.response(trusted=connection.trusts(call))
-    except KernelRestarted:
-        if not call.is_unattended:
-            connection.remote.restart_reported()
-        raise
+        with connection.reporting_restart(call):
+            await connection.do(call, turn)
+            turn.leave()
+            connection.resources.made(outcome)
+            return await outcome.response(trusted=connection.trusts(call))
     finally:
         connection.resources.leave(outcome)
 

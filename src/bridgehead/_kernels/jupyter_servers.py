@@ -83,8 +83,6 @@ async def connect(
         token = ""
     server = find(url, token)
     rest = _rest(server, trusted, insecure, headers, cookies)
-    if start_server:
-        _check_is_of_hub(rest)
     wanted = kernel_id or server.kernel_id
     if wanted is not None:
         return await _opened(rest, lambda: _known(rest, wanted), timeout, start=start_server)
@@ -123,8 +121,6 @@ async def start(
     if server.kernel_id is not None:
         raise ValueError(f"the address names a kernel; to start another one, use {server.url}")
     rest = _rest(server, None, insecure)
-    if start_server:
-        _check_is_of_hub(rest)
     transport = await _opened(
         rest, lambda: rest.start(kernel_name), timeout, owned=True, start=start_server
     )
@@ -245,6 +241,8 @@ async def _opened(
     from bridgehead._kernels.server_wait import until_it_answers
     from bridgehead._transports.websocket import WebsocketTransport
 
+    if start:
+        _check_is_of_hub(rest)
     transport = None
     found: asyncio.Future[str] | None = None
     until = time.monotonic() + timeout

@@ -326,11 +326,10 @@ class DirectLane(Lane):
             raise_error(kept, ())
             header, frames = {**header, **kept}, []
         are_kept = not frames and bool(header["sizes"])  # in the kernel
-        inbox = None
         if are_kept or request.limit is not None:
-            inbox = open_response(header, request.limit)
-        if are_kept:
-            return Response(header, request, inbox, lane=self.name)
+            inbox = open_response(header, request.limit)  # raises if it is longer
+            if are_kept:
+                return Response(header, request, inbox, lane=self.name)
         response = Response(header, request, None, frames=frames, lane=self.name)
         if not frames:
             return response

@@ -392,9 +392,9 @@ class Dispatcher:
         future = self._life.waiter()
         header = message["header"]
         pending = Pending(
-            header["msg_id"], channel, future, slot, header.get("subshell_id"), repeatable
+            *(header["msg_id"], channel, future, slot, header.get("subshell_id"), repeatable),
+            handlers=handlers,
         )
-        pending.handlers = handlers
         if handlers.on_message is not None:
             self._listening[pending.id] = pending
         self.pending[pending.id] = pending

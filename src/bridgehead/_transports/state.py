@@ -152,7 +152,7 @@ class KernelState:
         """Record that the kernel shows no sign of life, and fail every waiter.
 
         Requests in flight stay in the dispatcher's table: they may still run, and their replies
-        may arrive late. ``responsive`` may follow. With ``only_beats``, no message arrived,
+        may arrive late. ``note_responsive`` may follow. With ``only_beats``, no message arrived,
         whatever the heartbeat does: a thread without Python answers it.
         """
         if self._lost_error is None and self._unresponsive_error is None:

@@ -22,8 +22,8 @@ client's cell behind each (ipykernel 6.31 and 7.4):
   again after an interrupt, about one in 60 hung in ``input()``.
 - ipykernel catches an interrupt of a request that is outside IPython, and logs it. A second one
   that comes meanwhile, or one in the hooks around the request, which change the handler, leaves
-  the event loop, and the kernel exits with code 0: 20 of 3,000 works that were interrupted
-  twice within 20 ms.
+  the event loop, and the kernel exits with code 0: 20 of 3,000 operations that were
+  interrupted twice within 20 ms.
 
 Laws of the guard:
 
