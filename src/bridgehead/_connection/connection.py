@@ -193,7 +193,7 @@ class Connection:
                 lane, info, turn.sent = remote.lane, remote.info, False
                 response = await turn.carry(lane, request)
                 if not response.is_partial:
-                    return self._counted(call, await lane.complete(response))
+                    return self._counted(await lane.complete(response))
             except NotServed:
                 continue
             except asyncio.CancelledError:
@@ -229,10 +229,10 @@ class Connection:
                 turn.sent = False  # else a restart that is found next would look like another loss
                 continue
             turn.leave()  # the next operation is sent while this one fetches the rest
-            return self._counted(call, await lane.complete(response))
+            return self._counted(await lane.complete(response))
 
-    def _counted(self, call: Call, response: Response) -> Response:
-        self.counters.sent += call.nbytes
+    def _counted(self, response: Response) -> Response:
+        self.counters.sent += response.request.nbytes
         self.counters.received += response.arrived
         return response
 
@@ -252,7 +252,7 @@ class Connection:
                 call.payload = await turn.prepare(work)
             elif call.now and call.shell is None and not self._is_beside_cells(call):
                 call.shell = await turn.prepare(self.subshell.ready())
-            elif not remote.has_codec and self._needs_codec(call):
+            elif self._needs_codec(call) and not remote.has_codec:
                 await turn.prepare(remote.load_codec(call.shell, call.now or None))
             elif call.delivery is not None and not call.delivery.is_in(remote.info.epoch):
                 # The frames of a broadcast were lost with the remote part that received them.

@@ -16,10 +16,10 @@ import os
 import socket
 from array import array
 from collections import deque
-from json import JSONDecoder, JSONEncoder
+from json import JSONDecoder, JSONEncoder, encoder
 from struct import Struct
 from threading import local
-from typing import Any, Deque, Dict, Mapping, Sequence, Tuple
+from typing import Any, Callable, Deque, Dict, Mapping, Sequence, Tuple
 from weakref import WeakSet
 
 if __package__:  # in the kernel, all shipped files are one module
@@ -47,10 +47,25 @@ UCRED = Struct("iII")  # Linux: pid, uid, gid of SO_PEERCRED
 # macOS: version, uid, number of groups and groups of LOCAL_PEERCRED, an option of SOL_LOCAL
 XUCRED, LOCAL_PEERCRED, SOL_LOCAL = Struct("IIh2x16I"), 1, 0
 
-_decode, _encode = JSONDecoder().raw_decode, JSONEncoder().encode
 _UNMAPPED = 1 << 62  # added to the number of a segment that could not be mapped
 # Serial, header and frames; an ``UnmappedSegment`` if their segment could not be mapped.
 SocketMessage = Tuple[int, Any, Any]
+
+
+def _json_encoder() -> Callable[[Any], str]:
+    """Return a function that writes JSON, in half the time of ``JSONEncoder.encode``.
+
+    That makes a function in C for each text.
+    """
+    plain, make = JSONEncoder(), getattr(encoder, "c_make_encoder", None)
+    if make is None:
+        return plain.encode
+    options = (plain.key_separator, plain.item_separator, False, False, True)
+    chunks = make(None, plain.default, encoder.encode_basestring_ascii, None, *options)
+    return lambda header: "".join(chunks(header, 0))
+
+
+_decode, _encode = JSONDecoder().raw_decode, _json_encoder()
 
 
 class UnmappedSegment:
