@@ -26,7 +26,7 @@ from bridgehead._protocol import request as _request
 from bridgehead._protocol.bootstrap import remote_source
 from bridgehead._shipped.wire import digest
 from bridgehead._transports.base import Transport
-from bridgehead._transports.dispatch import WINDOW, Reconnected
+from bridgehead._transports.dispatch import Reconnected
 from bridgehead._transports.loopback import LoopbackKernel, LoopbackTransport
 from bridgehead._transports.tasks import Threads, threads_of
 
@@ -271,7 +271,7 @@ class HostileTransport(LoopbackTransport):
     def _resume(self, lost: list[Any]) -> None:
         for pending in lost:
             if pending.slot and not pending.repeatable:
-                self.dispatcher.inquire()
+                self.dispatcher.inquiry.start(pending.route)
             else:
                 self.dispatcher.settle(pending.id, Reconnected("the connection broke"))
         for listener in list(self.life.listeners.values()):
@@ -389,13 +389,12 @@ async def quiet(bridge: Bridge, *, lost: bool) -> None:
     await asyncio.sleep(3)  # until the kernel was asked about requests that are not replied to
     wire: Any = bridge._transport
     dispatcher = wire.dispatcher
-    for left in dispatcher.pending, dispatcher._inquiries, dispatcher._listening:
+    for left in dispatcher.pending, dispatcher.inquiry._open, dispatcher._listening:
         assert not left
     for left in wire.life._waiters, wire.life.listeners, wire.tasks._running:
         assert not left
     assert not bridge._connection.queue.turns
-    assert dispatcher._slots._value == dispatcher.window
-    assert dispatcher._subshell_slots._value == WINDOW
+    assert dispatcher.in_flight == 0
     assert not dispatcher.has_streams
     remote = sys.modules[remote_source()[0]]._remotes[id(wire._cell.user_ns)]
     kept = {*remote.transfers.outboxes} - {*bridge._connection.remote.lane._to_ack}

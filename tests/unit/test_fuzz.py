@@ -661,7 +661,7 @@ class Liar:
             while self.transport.dispatcher.pending or self.transport.life._waiters:
                 await asyncio.sleep(0.001)
         assert not self.bridge._connection.queue.turns
-        assert self.transport.dispatcher._slots._value == 32
+        assert self.transport.dispatcher.in_flight == 0
 
 
 async def pull(bridge: Bridge) -> None:

@@ -55,7 +55,7 @@ beside a cell (``Lane.serves_beside_cells``: the direct lane does so for some), 
 has a ``Subshell`` made in the kernel, to which 9 sends the message.
 
 On the way to the socket, three small functions stand between these: ``Turn._outcome`` after 5,
-``Queue._send`` after 6 and ``Dispatcher.put`` after 9. On the direct lane, 7 to 9 are
+``Queue._send`` after 6 and ``RequestTable.put`` after 9. On the direct lane, 7 to 9 are
 ``DirectLane.carry_now`` and ``SocketClient.ask``, and the caller of a small push does without 6. In
 the kernel, 1 and 2 are ``SocketThread._round`` and ``_respond``.
 

@@ -39,7 +39,8 @@ from bridgehead._protocol.request import Request
 from bridgehead._protocol.response import ERROR_LIMIT, Response
 from bridgehead._protocol.results import Result
 from bridgehead._shipped.wire.header import CELL_ERROR
-from bridgehead._transports.dispatch import END_OF_INPUT, Handlers, Reply
+from bridgehead._transports.dispatch import END_OF_INPUT
+from bridgehead._transports.request_table import Handlers, Reply
 from bridgehead._transports.tasks import UserCall
 
 InputHandler = Callable[[str, bool], str | Awaitable[str]]  # of the prompt, and for a password

@@ -35,7 +35,7 @@ from bridgehead._shipped.wire.digest import LEAF, Buffer, digest_of
 from bridgehead._shipped.wire.frames import cut
 from bridgehead._shipped.wire.header import RequestHeader, ResponseHeader
 from bridgehead._transports.base import Transport
-from bridgehead._transports.dispatch import Handlers, Reply
+from bridgehead._transports.request_table import Handlers, Reply
 from bridgehead._transports.tasks import waited
 
 # Takes each chunk of a response that comes ahead of the reply; see ``Dispatcher.request``.

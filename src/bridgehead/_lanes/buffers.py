@@ -21,7 +21,7 @@ from bridgehead._protocol.response import response_header
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.header import PROBE, RequestHeader, ResponseHeader
 from bridgehead._transports.base import Transport
-from bridgehead._transports.dispatch import Handlers, Reply
+from bridgehead._transports.request_table import Handlers, Reply
 
 
 class BuffersLane(MessageLane):

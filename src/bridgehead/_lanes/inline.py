@@ -16,7 +16,7 @@ from bridgehead._protocol.request import execute_content
 from bridgehead._protocol.response import inline_frames, response_header
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.header import RequestHeader, ResponseHeader
-from bridgehead._transports.dispatch import Reply
+from bridgehead._transports.request_table import Reply
 
 
 class InlineLane(MessageLane):

@@ -8,8 +8,10 @@ What all transports share, in the order in which a request meets it:
 
 - ``base``: ``Transport``, composed of the parts below. Start here.
 - ``capabilities``: what a transport can carry, frozen.
-- ``dispatch``: the requests in flight, and the messages that arrive. It sends a request again
+- ``dispatch``: sends the requests, and takes the messages that arrive. It sends a request again
   that another client's failing cell aborted (``timings.abort_pauses``).
+- ``request_table``: the requests in flight, and how many there may be.
+- ``inquiry``: what the kernel is asked when a reply is missing.
 - ``state``: the state of one kernel, and the futures waiting for it.
 - ``messages``: parsed iopub messages, and a stream of them.
 - ``gate``: which process of the kernel answers; nothing is sent before that is known.

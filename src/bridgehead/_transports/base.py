@@ -197,11 +197,9 @@ class Transport(ABC):
             await self.dispatcher.control(
                 "kernel_info_request", {}, self.timings.answers_after_break
             )
-        except TimeoutError:
+        except (TimeoutError, TransportError) as error:
             await self.look_at_process()
-        except TransportError:
-            await self.look_at_process()
-            if not self.life.is_lost:
+            if isinstance(error, TransportError):
                 await self.life.wait_for_cause()
         self.life.check()
         if generation != self.life.generation:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bridgehead._transports.dispatch import WINDOW
+from bridgehead._transports.request_table import WINDOW
 
 
 @dataclass(frozen=True, slots=True)

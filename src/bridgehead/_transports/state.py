@@ -10,7 +10,7 @@ A kernel counts as unresponsive, and calls raise ``KernelUnresponsive``:
 - after ``timings.reconnect_grace`` without a connection, while nothing shows that its process has
   ended (``zmq_link``);
 - after ``timings.lost_after``, if it answers nothing while a caller waits, not even on control
-  (``dispatch``), or does not say over a new connection which process answers (``gate``). Behind a
+  (``inquiry``), or does not say over a new connection which process answers (``gate``). Behind a
   server, which passes no heartbeat, nothing else shows it.
 
 If a server itself cannot be reached for ``timings.reconnect_within``, the state is "unresponsive",
@@ -24,7 +24,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from bridgehead._errors import CLOSED, BridgeClosed, BridgeError
+from bridgehead._errors import CLOSED, RESTARTED, BridgeClosed, BridgeError, KernelRestarted
 from bridgehead._transports.tasks import retrieve_exception, waited
 from bridgehead._transports.timings import Timings
 
@@ -60,6 +60,8 @@ class KernelState:
         self.generation: int = 0  # grows whenever the kernel's process may be another one
         self.state: str = "starting"
         self.trust: str = "data"  # of the bridge in the kernel, since the last handshake
+        self.said_idle: bool = False  # on iopub, of its main thread, and not busy since
+        self._busy_with = ""  # the request for which its main thread is busy, as it says
         self.shut_down: bool = False  # a client asked the kernel to shut down
         # Whether messages can be sent. A side channel may still work when they cannot.
         self.connected: bool = True
@@ -92,8 +94,15 @@ class KernelState:
         if self._lost_error is not None:
             raise self._lost_error()
 
+    def check_same(self, generation: int) -> None:
+        """Raise if there is no kernel to send to, or if it may be another one than then."""
+        self.check()
+        if generation != self.generation:
+            raise KernelRestarted(RESTARTED)
+
     async def wait_for_cause(self) -> None:
         """Wait until the transport knows why the connection is down, and raise that error."""
+        self.check()
         async with waited(self.timings.cause_known):
             await self.waiter()
 
@@ -171,6 +180,17 @@ class KernelState:
             log.info("%s: responsive again", self.name)
             self._unresponsive_error, self.state = None, "busy"  # iopub reports when it is idle
             self._no_longer_unresponsive.set()
+
+    def note_status(self, status: Any, request: str) -> None:
+        """Record what the kernel says of its main thread, about a request that it serves there."""
+        self.said_idle = status == "idle"
+        if status in STATES and not (self.is_lost or self.is_unresponsive):
+            self.state, self._busy_with = status, request
+
+    def note_done(self, request: str) -> None:
+        """Record that a request is done, although the kernel has not said that it is idle."""
+        if self._busy_with in (request, "") and self.state == "busy":
+            self.state = "idle"
 
     def _fail_waiters(self, why: Callable[[], BridgeError]) -> None:
         for waiter in list(self._waiters):

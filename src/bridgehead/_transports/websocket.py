@@ -38,7 +38,6 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
 
 from bridgehead._errors import (
-    RESTARTED,
     RESTARTED_MEANWHILE,
     BridgeError,
     KernelDied,
@@ -49,8 +48,9 @@ from bridgehead._errors import (
 )
 from bridgehead._transports.base import Transport
 from bridgehead._transports.capabilities import Capabilities
-from bridgehead._transports.dispatch import Pending, Reconnected
+from bridgehead._transports.dispatch import Reconnected
 from bridgehead._transports.gate import Gate
+from bridgehead._transports.request_table import Pending
 from bridgehead._transports.rest import Rest, server_away, unreachable
 from bridgehead._transports.subprotocols import BINARY, LEGACY, V1, Subprotocol
 from bridgehead._transports.tasks import run_all, waited
@@ -255,9 +255,7 @@ class WebsocketTransport(Transport):
             if self.life.is_unresponsive and not asks:
                 self.life.check_responsive()
             await gate.wait(identity)
-            if generation != self.life.generation:
-                self.life.check()
-                raise KernelRestarted(RESTARTED)
+            self.life.check_same(generation)
         if asks:
             gate.asked(identity)
         data = self._subprotocol.pack(channel, message, buffers)
@@ -381,7 +379,7 @@ class WebsocketTransport(Transport):
         for pending in lost:
             if pending.slot and not pending.repeatable:
                 # The reply may still arrive, before the answer to this question.
-                self.dispatcher.inquire()
+                self.dispatcher.inquiry.start(pending.route)
             else:
                 self.dispatcher.settle(
                     pending.id, Reconnected("the connection broke and was made again")

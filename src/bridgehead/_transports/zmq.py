@@ -62,10 +62,10 @@ from bridgehead._errors import (
 )
 from bridgehead._transports.addresses import stays_here
 from bridgehead._transports.base import Transport
-from bridgehead._transports.dispatch import INPUT
 from bridgehead._transports.evidence import is_deserted
 from bridgehead._transports.messages import Messages
 from bridgehead._transports.process import KernelProcess
+from bridgehead._transports.request_table import INPUT
 from bridgehead._transports.signed_messages import SignedMessages, split
 from bridgehead._transports.subscription import OutputSubscription
 from bridgehead._transports.tasks import in_thread, run_all, waited
@@ -151,7 +151,7 @@ class ZmqTransport(Transport):
         self.name = self._client.transport
         # Another address of this machine may be a port that SSH forwards. The outputs have a
         # connection of their own, so what they say arrives before a long reply.
-        self.dispatcher.may_be_slow = self.name != "ipc"
+        self.dispatcher.inquiry.may_be_slow = self.name != "ipc"
         if stays_here(self.name, self._client.ip):
             self.capabilities = replace(self.capabilities, digest="crc32")
         else:

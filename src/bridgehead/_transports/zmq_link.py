@@ -19,7 +19,6 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from bridgehead._errors import (
-    RESTARTED,
     RESTARTED_MEANWHILE,
     BridgeError,
     KernelDied,
@@ -154,9 +153,7 @@ class Link:
         while not self.gate.is_open and generation == life.generation:
             life.check_responsive()
             await self.gate.wait(message)
-        if generation != life.generation:
-            life.check()
-            raise KernelRestarted(RESTARTED)
+        life.check_same(generation)
 
     # ------------------------------------------------------------ broken
 

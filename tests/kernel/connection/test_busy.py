@@ -26,7 +26,7 @@ from bridgehead import (
     NotSupported,
     RemoteError,
 )
-from bridgehead._transports.dispatch import WINDOW
+from bridgehead._transports.request_table import WINDOW
 from support.elsewhere import MAJORS
 from support.faults import CallsInKernel
 from support.kit import (

@@ -22,7 +22,7 @@ from bridgehead import (
     PayloadTooLarge,
     RemoteError,
 )
-from bridgehead._transports.dispatch import WINDOW
+from bridgehead._transports.request_table import WINDOW
 from support.kit import (
     KEPT,
     LANES,

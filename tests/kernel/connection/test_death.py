@@ -29,7 +29,6 @@ from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
 from bridgehead import Bridge, KernelDied, KernelNotFound, KernelRestarted, KernelUnresponsive
-from bridgehead._transports.dispatch import WINDOW
 from bridgehead._transports.timings import Timings
 from support.elsewhere import MAJORS
 from support.faults import CallsInKernel
@@ -213,8 +212,8 @@ async def test_calls_beyond_the_window_end_with_a_stopped_kernel(
         shorten(silence=true.silence, beat_every=true.beat_every)
         assert {type(outcome) for outcome in outcomes} == {KernelUnresponsive}
         await goes_on(bridge)
-        slots = bridge._transport.dispatcher._subshell_slots
-        await until(lambda: slots._value == WINDOW)
+        slots = bridge._transport.dispatcher.subshell_window
+        await until(lambda: not slots.taken)
     await goes_on(live)
 
 

@@ -29,7 +29,8 @@ from bridgehead import (
     ReplyLost,
 )
 from bridgehead._lanes.handshake import LaneName
-from bridgehead._transports.dispatch import WINDOW, Dispatcher
+from bridgehead._transports.dispatch import Dispatcher
+from bridgehead._transports.request_table import WINDOW
 from bridgehead._transports.signed_messages import REMEMBERED
 from support.faults import CallsInKernel
 from support.kit import KEPT

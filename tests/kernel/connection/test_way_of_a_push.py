@@ -93,11 +93,11 @@ async def test_no_other_function_waits_on_the_way_to_the_socket(
         waiting = [*awaited_by(pushing), *awaited_by(queue._carrying.get_coro())]
         go_on.set()
         await push
-    on_the_way = waiting[: waiting.index("Dispatcher.put") + 1]
+    on_the_way = waiting[: waiting.index("RequestTable.put") + 1]
     steps = [step for step in HERE if step in on_the_way]
     assert steps == [*HERE[:3], *HERE[4:9]]  # what prepares the request has ended
     assert [name for name in on_the_way if name not in steps] == [
-        *("Turn._outcome", "Queue._send", "Dispatcher.put"),
+        *("Turn._outcome", "Queue._send", "RequestTable.put"),
     ]
 
 
