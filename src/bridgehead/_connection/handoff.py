@@ -79,9 +79,8 @@ class Handoff:
 
     async def _reach(self) -> None:
         """Check that the target replies; install its remote part if it is missing."""
-        with _naming("target", self.target):
-            async with self._deadline(self.target):
-                await self.target.remote.ready()
+        async with self._deadline(self.target):
+            await self.target.remote.ready()
 
     async def _fetch(self, turn: Turn) -> Response:
         """Have the source pickle the values of the names."""

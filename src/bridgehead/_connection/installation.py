@@ -46,6 +46,7 @@ from bridgehead._protocol.response import (
 from bridgehead._protocol.results import Info
 from bridgehead._shipped.wire.header import CONTROL_REQUEST, RequestHeader
 from bridgehead._transports.base import Transport
+from bridgehead._transports.inquiry import SIGN
 
 log = logging.getLogger("bridgehead")
 LOST = -1  # the generation of a remote part that is not installed (any more)
@@ -78,12 +79,11 @@ class Installation:
             proof=trust.needs_proof,
             trusts=lambda proven: trust.trusts(proven, transport.own),
         )
-        self._restart_reported = False  # a caller knows that this kernel is gone
-        self._restart_unreported = False  # the installed kernel is a new one, and no caller knows
+        self._restarts = 0  # that handshakes have found
+        self._reported = 0  # of which callers know; they may know of one before it is found
         self._installing = asyncio.Lock()
         self._lost_cells: list[str] = []  # to be withdrawn before anything else is sent
         self._withdrawing = asyncio.Lock()
-        self._seeking: asyncio.Task[None] | None = None
         self._codec_epoch = ""  # of the remote part that has the data-only codec
 
     @property
@@ -114,7 +114,7 @@ class Installation:
     @property
     def is_ready(self) -> bool:
         """Whether it is installed, and no restart is to be reported."""
-        return self.is_installed and not self._restart_unreported
+        return self.is_installed and self._reported == self._restarts
 
     async def ready(self, *, any_process: bool = False) -> Lane:
         """Return the lane; install the remote part first if it is missing.
@@ -124,28 +124,15 @@ class Installation:
                 reported it yet; not with ``any_process``.
         """
         life = self._transport.life
-        seeking = self._seeking
-        if life.is_unresponsive and (seeking is None or seeking.done()):  # nothing else may ask it
-            self._seeking = self._transport.spawn(self._transport.dispatcher.seek_sign())
+        if life.is_unresponsive:  # nothing else may ask it
+            self._transport.dispatcher.inquiry.start(SIGN)
         await life.wait_until_responsive()
         if self.is_current and self.lane.is_lost:
             self.generation = LOST
+        reported = self._reported  # what is reported meanwhile, other calls report
         if not self.is_current:
-            before, lost = getattr(self, "greeting", None), self.generation == LOST
-            reported = self._restart_reported
             await self.install()
-            is_other = before is not None and before.info.epoch != self.info.epoch
-            # When a connection breaks, the transport ends the listeners of all resources. If none
-            # broke (``lost``), the resources ended with the remote part: end their listeners here.
-            if lost and is_other:
-                for listener in list(self._transport.life.listeners.values()):
-                    listener.end()
-            if is_other:  # they were for a remote part that is gone
-                self._lost_cells.clear()
-            if not (self._is_same(before, lost) or reported or any_process):
-                raise KernelRestarted(RESTARTED)
-        # No caller knows of this restart: the one that found it gave up, or any process served it.
-        if self._restart_unreported and not any_process:
+        if reported < self._restarts and not any_process:
             raise KernelRestarted(RESTARTED)
         if self._lost_cells:
             await self._withdraw_cells()
@@ -172,9 +159,15 @@ class Installation:
             )
             self.generation = generation
             self._log(info)
-            if not self._is_same(before, lost):
-                self._restart_unreported = not self._restart_reported
-            self._restart_reported = False
+            self._restarts += not self._is_same(before, lost)
+            self._reported = min(self._reported, self._restarts)
+            if before is not None and before.info.epoch != info.epoch:
+                self._lost_cells.clear()  # they were for a remote part that is gone
+                # When a connection breaks, the transport ends the listeners of all resources. If
+                # none broke, the resources ended with the remote part: end their listeners here.
+                if lost:
+                    for listener in list(self._transport.life.listeners.values()):
+                        listener.end()
             for orphan in greeting.orphans:
                 self._transport.spawn(self._subshell.delete(orphan))
 
@@ -201,9 +194,7 @@ class Installation:
         Only what the caller gets counts. The error of a caller that gives up at the same moment,
         by a cancel or a deadline, is lost, and the next call reports the restart.
         """
-        self._restart_unreported = False
-        if not self.is_current:
-            self._restart_reported = True
+        self._reported = self._restarts + (not self.is_current)
 
     def mark_lost(self, info: Info) -> None:
         """Note that the remote part of that handshake is not installed any more."""

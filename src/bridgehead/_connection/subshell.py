@@ -49,12 +49,8 @@ class Subshell:
         while self._id is None or self._generation != transport.life.generation:
             if self._making is None or self._making.done():
                 self._making = transport.spawn(self._make())
-            try:
-                # A caller that gives up must not leave a subshell whose id nothing here knows.
-                await asyncio.shield(self._making)
-            except asyncio.CancelledError:
-                transport.life.check()  # closed meanwhile
-                raise
+            # A caller that gives up must not leave a subshell whose id nothing here knows.
+            await transport.wait_for(self._making)
         return {"id": self._id, "host": platform.node(), "pid": os.getpid()}
 
     async def _make(self) -> None:

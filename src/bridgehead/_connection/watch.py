@@ -142,16 +142,11 @@ class LatestValues(RemoteResource):
         super().__init__(resources, limit)
         self._queue = queue
         self.ended: bool = False
-        self._latest: Latest | None = None
-        self._failure: BridgeError | None = None
+        self._latest: Latest | BridgeError | None = None
         self._changed = asyncio.Event()
 
     def take(self, event: Response | BridgeError) -> None:
-        self._latest, self._failure = None, None
-        if isinstance(event, BridgeError):
-            self._failure = event
-        else:
-            self._latest = event
+        self._latest = event
         self._changed.set()
 
     def give_back(self, latest: Latest) -> None:
@@ -167,10 +162,9 @@ class LatestValues(RemoteResource):
     async def next(self) -> Latest:
         """Wait for the latest values and take them."""
         while True:
-            failure, self._failure = self._failure, None
-            if failure is not None:
-                raise failure
             latest, self._latest = self._latest, None
+            if isinstance(latest, BridgeError):
+                raise latest
             if latest is not None:
                 return latest
             if self.ended:

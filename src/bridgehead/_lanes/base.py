@@ -164,17 +164,18 @@ class Lane(ABC):
         async def send_forget() -> None:
             # If this fails, the remote part drops it by age, or the kernel has ended.
             with contextlib.suppress(BridgeError):
-                await self.cross(self.message_header(header, 0, op="forget", sizes=[]), (), None)
+                message = self.message_header(header, 0, op="forget", sizes=[])
+                await self.cross(message, (), None)
+                self._note_acked(message)
 
         self.transport.spawn(send_forget())
 
     async def leave(self) -> None:
         """Have the remote part drop what is unfinished; return when these requests are sent."""
         self._closing = True
-        for header in list(self._unfinished.values()):
+        # Each of these messages brings the acks, too.
+        for header in list(self._unfinished.values()) or [*self._to_ack.values()][-1:]:
             self.forget(header)
-        if self._to_ack:
-            self.forget(next(reversed(self._to_ack.values())))  # this message brings the acks
         await asyncio.sleep(0)
         # They, and those of what has just ended, may wait for a slot of the window. A kernel that
         # is busy gives none back.
@@ -195,8 +196,16 @@ class Lane(ABC):
         """
         digest = digest_of(header["digest"], at, at + self.chunk if stop is None else stop)
         acks: RequestHeader = {"acks": [*self._to_ack]} if self._to_ack else {}
-        self._to_ack = {}
         return {**header, "digest": digest, "at": at, **fields, **acks}
+
+    def _note_acked(self, header: RequestHeader) -> None:
+        """Note that the kernel has replied to a message, and so has the acks in its header.
+
+        Until then each message brings them: one that is lost, or that its caller gives up, may not
+        have arrived.
+        """
+        for identity in header.get("acks", ()):
+            self._to_ack.pop(identity, None)
 
     def _track(self, response: Response) -> Response:
         """Note what the remote part keeps of a response, to have it dropped later.
@@ -290,7 +299,9 @@ class MessageLane(Lane):
         )
         if outputs is not None:
             outputs.reply(reply.id)
-        return self.read(reply)
+        read = self.read(reply)
+        self._note_acked(header)
+        return read
 
     async def carry(self, request: Request) -> Response:
         header, frames, total = request.header, request.frames, request.nbytes
@@ -378,9 +389,7 @@ class MessageLane(Lane):
         """
         header, arriving = request.header, contextlib.closing(Arrival(request))
         with self.forgetting_on_error(request), arriving as arrival:
-            # Without acks: this message is not sent again if it is lost.
-            digest = digest_of(header["digest"], 0, self.chunk)
-            text = expression(self.name, {**header, "digest": digest})
+            text = expression(self.name, self.message_header(header, 0))
             reply = await send({**content, "user_expressions": {KEY: text}}, arrival.chunk)
             if reply.content.get("status") == "error":
                 return reply, None

@@ -146,6 +146,14 @@ class Transport(ABC):
         """Run a coroutine. Closing the transport cancels it."""
         return self.tasks.spawn(work)
 
+    async def wait_for(self, shared: asyncio.Future[None]) -> None:
+        """Wait for a task of the transport that callers share; a cancelled one does not stop it."""
+        try:
+            await asyncio.shield(shared)
+        except asyncio.CancelledError:
+            self.life.check()  # the transport may have been closed, which cancels its tasks
+            raise
+
     async def until_replied(self, ask: Callable[[], Awaitable[T]], losses: int = LOSSES) -> T:
         """Ask what does no harm when it is asked twice, and is no call, until there is a reply.
 
@@ -179,12 +187,7 @@ class Transport(ABC):
             raise NotSupported(self.no_restart)
         if self._restart is None or self._restart.done():
             self._restart = self.spawn(self.replace(timeout))
-        try:
-            # The restart is a task of the transport: a cancelled caller does not stop it half-way.
-            await asyncio.shield(self._restart)
-        except asyncio.CancelledError:
-            self.life.check()  # the transport may have been closed, which cancels the restart
-            raise
+        await self.wait_for(self._restart)
 
     async def find_cause(self) -> None:
         """Return if the kernel answers, or nothing shows that it does not; else raise why.

@@ -81,7 +81,6 @@ class Dispatcher(RequestTable):
         control: bool = True,
     ) -> None:
         super().__init__(life, send, message)
-        self._has_control = control
         self._timings = life.timings
         self.inquiry: Inquiry = Inquiry(self, life, spawn, control=control)
         self.late: int = 0  # replies without a waiting request
@@ -199,12 +198,6 @@ class Dispatcher(RequestTable):
             self.forget(pending.id)
             pending.future.cancel()
 
-    async def seek_sign(self) -> None:
-        """Ask for a sign of life on the control channel, if there is one; return after a while."""
-        if self._has_control:
-            with contextlib.suppress(BridgeError, TimeoutError):
-                await self.control("kernel_info_request", {}, self._timings.silence)
-
     async def answer(self, text: str) -> None:
         """Answer the question for input that the kernel has asked."""
         await self._send("stdin", self.message("input_reply", {"value": text}), ())
@@ -224,7 +217,8 @@ class Dispatcher(RequestTable):
     async def wake(self) -> None:
         """Have the kernel's event loop turn, by a request for whose reply no caller waits."""
         with contextlib.suppress(BridgeError):
-            self.inquiry.drop(await self.inquiry.ask(None))
+            async with self.inquiry.question(None):
+                pass
 
     def inquire_beside(self) -> None:
         """Ask whether the kernel answers at all, while it owes a reply beside the messages."""

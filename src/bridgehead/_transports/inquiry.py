@@ -18,16 +18,18 @@ import contextlib
 import copy
 from asyncio import FIRST_COMPLETED as FIRST
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 from typing import Any
 
 from bridgehead._errors import BridgeError, KernelUnresponsive, ReplyLost
 from bridgehead._transports.request_table import CONTROL, INPUT, Pending, RequestTable
 from bridgehead._transports.state import KernelState
+from bridgehead._transports.tasks import waited
 
 # In place of a route, for what a side channel owes: see ``KernelState.side_channel``.
 BESIDE = "beside"
+SIGN = "sign"  # in place of a route, for a sign of life of an unresponsive kernel
 REMEMBERED = 64  # ids of questions, whose messages may arrive late
 REPLY_LOST = ReplyLost(
     "the kernel has answered a later request, so the request or its reply was lost; check what it "
@@ -94,34 +96,40 @@ class Inquiry:
         self._look_at(oldest if oldest > now else now + timings.inquiry_after)
 
     def start(self, route: str | None) -> None:
-        """Ask about the requests on a route now, or about what a side channel owes."""
-        # Nothing else can be learned from an unresponsive kernel than that it answers on control.
-        if route not in self._open and (route == CONTROL or not self._life.is_unresponsive):
+        """Ask about the requests on a route now, or what stands in place of a route."""
+        # An unresponsive kernel is asked on control only.
+        if route not in self._open and (route in (CONTROL, SIGN) or not self._life.is_unresponsive):
             self._open.add(route)
             self._spawn(self._inquire(route))
 
     # ------------------------------------------------------------ questions
 
-    async def ask(self, route: str | None) -> Pending:
-        """Send a question on a route; it is to be dropped later."""
+    @contextlib.asynccontextmanager
+    async def question(self, route: str | None) -> AsyncIterator[Pending]:
+        """Ask a question on a route; after the block, its answer is not waited for any more."""
         table = self._table
         content = {"allow_stdin": True} if route == INPUT else {}
         message = table.message("kernel_info_request", content)
         if route not in (None, INPUT, CONTROL):
             message["header"]["subshell_id"] = route
         self.questions.append(message["header"]["msg_id"])
-        return await table.put("control" if route == CONTROL else "shell", message)
-
-    def drop(self, question: Pending) -> None:
-        """Wait for the answer to a question no longer."""
-        self._table.forget(question.id)
-        question.future.cancel()
+        pending = await table.put("control" if route == CONTROL else "shell", message)
+        try:
+            yield pending
+        finally:
+            table.forget(pending.id)
+            pending.future.cancel()
 
     # ------------------------------------------------------------ asking
 
     async def _inquire(self, route: str | None) -> None:
         try:
-            await (self._about_side_channel() if route == BESIDE else self._about(route))
+            if route == BESIDE:
+                await self._about_side_channel()
+            elif route == SIGN:
+                await self._seek_sign()
+            else:
+                await self._about(route)
         except BridgeError:
             pass  # the kernel or the connection is lost or unresponsive, and all waiters know
         finally:
@@ -131,14 +139,15 @@ class Inquiry:
         """Ask until it is known whether the replies that are missing can still arrive."""
         table, timings = self._table, self._life.timings
         questions: list[tuple[Pending, list[Pending]]] = []  # with the requests before each
-        signs: list[Pending] = []  # questions on control, whether the kernel answers at all
+        signs: list[Pending] = []  # unanswered ones on control, whether it answers at all
         every = pause = timings.inquiry_after
         idle = silent = 0.0
-        try:
+        async with contextlib.AsyncExitStack() as asked:
             while before := self._unanswered(route):
-                questions.append((await self.ask(route), before))
+                question = await asked.enter_async_context(self.question(route))
+                questions.append((question, before))
                 if self._has_control and route != CONTROL:
-                    signs.append(await self.ask(CONTROL))
+                    signs.append(await asked.enter_async_context(self.question(CONTROL)))
                 for _ in range(round(pause / every)):
                     # Seconds are counted by waits: if this program or the machine was stopped, the
                     # kernel still has its time to answer.
@@ -159,8 +168,7 @@ class Inquiry:
                             self._fail(before, _no_answer(idle))
                             return
                     if any(sign.future.done() for sign in signs):
-                        while signs:
-                            self.drop(signs.pop())
+                        signs.clear()
                     answers_control = not signs and route != CONTROL
                     if answers_control and not self._is_idle(before):
                         silent = 0.0
@@ -178,9 +186,6 @@ class Inquiry:
                             self._fail(before, _silent(silent))
                         return
                 pause *= 2
-        finally:
-            for question in (*(question for question, _ in questions), *signs):
-                self.drop(question)
 
     def _is_settled(
         self, requests: list[Pending], questions: list[tuple[Pending, list[Pending]]]
@@ -204,15 +209,18 @@ class Inquiry:
         """
         pause, life = self._life.timings.inquiry_after, self._life
         while life.side_channel is not None and life.side_channel.at_work:
-            with contextlib.suppress(ReplyLost):  # it has answered a later question
-                question = await self.ask(CONTROL)
-                try:
-                    self.expect_reply(question)
+            async with self.question(CONTROL) as question:
+                self.expect_reply(question)
+                with contextlib.suppress(ReplyLost):  # it has answered a later question
                     await question.future
-                finally:
-                    self.drop(question)
             await asyncio.sleep(pause)
             pause *= 2
+
+    async def _seek_sign(self) -> None:
+        """Ask once on control, if there is such a channel, and wait a while for the answer."""
+        if self._has_control:
+            async with waited(self._life.timings.silence), self.question(CONTROL) as question:
+                await question.future
 
     def _unanswered(self, route: str | None) -> list[Pending]:
         """Return the requests on a route, if the reply to one of them is missing."""

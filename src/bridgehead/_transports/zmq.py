@@ -226,11 +226,7 @@ class ZmqTransport(Transport):
     async def introduced(self) -> None:
         if self._introduction is None:
             return
-        try:
-            await asyncio.shield(self._introduction)
-        except asyncio.CancelledError:
-            self.life.check()  # the transport may have been closed
-            raise
+        await self.wait_for(self._introduction)
 
     async def _kept(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run an endless task, also if it fails because this process lacks memory."""

@@ -187,7 +187,6 @@ async def test_a_restart_is_reported_although_the_first_call_gives_up_as_it_is_n
 
         monkeypatch.setattr(remote, "install", install_and_give_up)
         bridge._transport.life.connection_lost(lambda: KernelRestarted("as it happens"), "idle")
-        remote._restart_reported = False
         bridge._transport.life.connection_made()
         cell: Any = bridge._transport._cell  # type: ignore[attr-defined]
         cell.user_ns = cell.user_global_ns = dict(cell.user_ns_hidden)

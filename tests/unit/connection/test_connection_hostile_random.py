@@ -212,9 +212,7 @@ class Hostile(RuleBasedStateMachine):
             await asyncio.sleep(1)
             await follow_up(self.bridge, may_restart=not self.harms.isdisjoint(RESTARTS))
             await self.check_streams()
-            # A message that is given up, as a late one is, takes along the acks in its header: what
-            # they were for is dropped by its age.
-            lost = not self.harms.isdisjoint({"drop", "delay", *CUTS})
+            lost = not self.harms.isdisjoint({"drop", *CUTS})
             await quiet(self.bridge, lost=lost)
             for effect in self.effects:
                 self.check_effect(effect)

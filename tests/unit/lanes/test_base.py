@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support.hostile import PATIENCE, opened, run, sign_small_chunks
+from support.hostile import PATIENCE, opened, quiet, run, sign_small_chunks
 
 LARGE = bytes(range(256)) * 40  # crosses in three messages
 LATENCY = 0.1  # s of the virtual clock until a reply arrives
@@ -48,3 +48,21 @@ def test_what_has_crossed_is_dropped_in_the_kernel_although_the_bridge_closes(
 
     forgotten, fetched = run(pull_and_close())
     assert forgotten == fetched == 40
+
+
+def test_acks_in_a_message_that_is_lost_and_given_up_come_again() -> None:
+    """Else the kernel keeps those responses until they are old."""
+
+    async def push_and_give_up() -> None:
+        async with asyncio.timeout(PATIENCE), opened("buffers", True) as bridge:
+            wire: Any = bridge._transport
+            await bridge.push(x=1)  # its ack comes with the next message
+            wire.harm_later("out", 0, "drop")
+            given_up = asyncio.ensure_future(bridge.exists("x"))
+            await asyncio.sleep(LATENCY)
+            given_up.cancel()
+            assert await bridge.exists("x")
+            await quiet(bridge, lost=False)
+            assert len(bridge._connection.remote.lane._to_ack) == 1
+
+    run(push_and_give_up())
