@@ -117,7 +117,8 @@ class Handshake:
             try:
                 await transport.introduced()
                 kernel = self._require_python()
-                transport.dispatcher.narrow(transport.quirks.window)
+                # Only the handshake was sent so far.
+                transport.dispatcher.window.size = transport.quirks.window
                 try:
                     reply, buffers = await asking
                 except UnsupportedKernel as error:

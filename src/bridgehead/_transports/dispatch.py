@@ -81,8 +81,7 @@ class Dispatcher(RequestTable):
         control: bool = True,
     ) -> None:
         super().__init__(life, send, message)
-        self._timings = life.timings
-        self.inquiry: Inquiry = Inquiry(self, life, spawn, control=control)
+        self.inquiry: Inquiry = Inquiry(self, spawn, control=control)
         self.late: int = 0  # replies without a waiting request
         self.retries: int = 0  # of requests that were aborted, or whose connection broke
         self._waiting = 0  # requests that are not sent yet, for a slot or the connection
@@ -111,9 +110,9 @@ class Dispatcher(RequestTable):
             RequestAborted: it was aborted each time it was tried; it did not run.
             BridgeError: the kernel or the connection ended meanwhile.
         """
-        generation = self._life.generation
+        generation = self.life.generation
         window = self.window if subshell is None else self.subshell_window
-        pauses = iter(self._timings.abort_pauses)
+        pauses = iter(self.life.timings.abort_pauses)
         was_sent = False
         while True:
             try:
@@ -126,7 +125,7 @@ class Dispatcher(RequestTable):
                         "shell", message, buffers, handlers, slot=window, repeatable=repeatable
                     )
             except TransportError:
-                await self._life.wait_for_cause()
+                await self.life.wait_for_cause()
                 raise
             except KernelRestarted:
                 if was_sent:
@@ -154,7 +153,7 @@ class Dispatcher(RequestTable):
                 await asyncio.sleep(pause)
         raise RequestAborted(
             "failing cells of other clients aborted the request "
-            f"{len(self._timings.abort_pauses) + 1} times; it was not executed"
+            f"{len(self.life.timings.abort_pauses) + 1} times; it was not executed"
         )
 
     @contextlib.contextmanager
@@ -233,14 +232,14 @@ class Dispatcher(RequestTable):
 
     def received(self, channel: str, message: dict[str, Any]) -> None:
         """Handle one message; the reader of its channel calls this."""
-        self._life.note_responsive()  # any message is a sign of life
+        self.life.note_responsive()  # any message is a sign of life
         if channel == "iopub":
             in_subshell = bool(message["parent_header"].get("subshell_id"))
-            self._on_iopub(Message.parse(message, self._life.trust), in_subshell)
+            self._on_iopub(Message.parse(message, self.life.trust), in_subshell)
             return
         self.arrived[channel] += 1
         if message["header"]["msg_type"] == EVENT_MESSAGE:
-            listener = self._life.listeners.get(message["content"]["resource"])
+            listener = self.life.listeners.get(message["content"]["resource"])
             if listener is not None:
                 listener.feed(message["content"], message.get("buffers") or [])
             return
@@ -265,7 +264,7 @@ class Dispatcher(RequestTable):
             if pending.future.done():
                 self.late += 1
             self._answered.append(parent)
-            self._life.note_done(parent)  # the iopub message that says so may arrive later
+            self.life.note_done(parent)  # the iopub message that says so may arrive later
             self.settle(parent, Reply(parent, message["content"], pending.buffers))
 
     def _on_iopub(self, message: Message, in_subshell: bool) -> None:
@@ -280,10 +279,10 @@ class Dispatcher(RequestTable):
         on_control = on_control or message.parent_type.endswith(CONTROL_REQUEST)
         stale = message.parent in self._answered and not idle
         if message.type == "shutdown_reply":
-            self._life.shut_down = not message.content.get("restart")
+            self.life.shut_down = not message.content.get("restart")
         if status is not None and not stale:
             if not (in_subshell or on_control):
-                self._life.note_status(status, message.parent)
+                self.life.note_status(status, message.parent)
             if pending is not None:
                 pending.status = status
         listening = self._listening.get(message.parent)

@@ -24,7 +24,6 @@ from typing import Any
 
 from bridgehead._errors import BridgeError, KernelUnresponsive, ReplyLost
 from bridgehead._transports.request_table import CONTROL, INPUT, Pending, RequestTable
-from bridgehead._transports.state import KernelState
 from bridgehead._transports.tasks import waited
 
 # In place of a route, for what a side channel owes: see ``KernelState.side_channel``.
@@ -49,12 +48,11 @@ class Inquiry:
     def __init__(
         self,
         table: RequestTable,
-        life: KernelState,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         *,
         control: bool,
     ) -> None:
-        self._table, self._life, self._spawn = table, life, spawn
+        self._table, self._life, self._spawn = table, table.life, spawn
         self._has_control = control
         self.may_be_slow: bool = False
         self.questions: deque[str] = deque(maxlen=REMEMBERED)

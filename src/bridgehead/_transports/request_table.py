@@ -69,13 +69,13 @@ class Pending:
     slot: Window | None  # the window of which it holds a slot; questions hold none
     subshell: str | None = None
     repeatable: bool = False  # it may be sent again if the connection breaks
+    handlers: Handlers = NO_HANDLERS
     nbytes: int = 0  # size of the message that was sent, on transports with a size limit
     cut: bool = False  # its connection broke, so its response may arrive incomplete
     buffers: list[Any] = field(default_factory=list)
     due: float = 0.0  # the loop's time from which on the reply is missing; 0 until it is sent
     status: Any = None  # the last one that the kernel published for it: "busy", then "idle"
     begun: bool = False  # the kernel published that the cell begins; a message that may be lost
-    handlers: Handlers = NO_HANDLERS
 
     @property
     def route(self) -> str | None:
@@ -150,7 +150,7 @@ class RequestTable:
         send: Callable[[str, dict[str, Any], Sequence[Any]], Awaitable[None]],
         message: Callable[[str, dict[str, Any]], dict[str, Any]],
     ) -> None:
-        self._life, self._send, self.message = life, send, message
+        self.life, self._send, self.message = life, send, message
         self.window: Window = Window(life, WINDOW)
         self.subshell_window: Window = Window(life, WINDOW)
         self.pending: dict[str, Pending] = {}
@@ -172,17 +172,9 @@ class RequestTable:
 
         The caller has taken a ``slot``, if it needs one; the table releases it with the request.
         """
-        future = self._life.waiter()
-        header = message["header"]
-        pending = Pending(
-            header["msg_id"],
-            channel,
-            future,
-            slot,
-            subshell=header.get("subshell_id"),
-            repeatable=repeatable,
-            handlers=handlers,
-        )
+        future = self.life.waiter()
+        identity, subshell = message["header"]["msg_id"], message["header"].get("subshell_id")
+        pending = Pending(identity, channel, future, slot, subshell, repeatable, handlers)
         if handlers.on_message is not None:
             self._listening[pending.id] = pending
         self.pending[pending.id] = pending
@@ -237,10 +229,6 @@ class RequestTable:
                 del self._listening[one.id]
             if one is last:
                 return
-
-    def narrow(self, window: int) -> None:
-        """Make the window fit the kernel, before anything but the handshake is sent to it."""
-        self.window.size = min(window, self.window.size)
 
     def serves(self, subshell: str) -> bool:
         """Return whether a request to this subshell is unanswered, even without a waiter."""

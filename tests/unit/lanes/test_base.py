@@ -29,7 +29,7 @@ def test_what_has_crossed_is_dropped_in_the_kernel_although_the_bridge_closes(
     async def pull_and_close() -> tuple[int, int]:
         async with asyncio.timeout(PATIENCE), opened(lane, False) as bridge:
             wire: Any = bridge._transport
-            wire.dispatcher.narrow(window)
+            wire.dispatcher.window.size = window
             wire.kernels[0].user_ns["large"] = LARGE
             wire.begin({})
             later, received = asyncio.get_running_loop().call_later, wire._received

@@ -202,7 +202,7 @@ async def test_a_restart_after_a_break_says_that_the_request_may_have_run() -> N
     request = asyncio.ensure_future(dispatcher.request({"code": ""}, repeatable=True))
     while not kernel.sent:
         await asyncio.sleep(0)
-    dispatcher._life.generation += 1
+    dispatcher.life.generation += 1
     (pending,) = dispatcher.pending.values()
     pending.future.set_exception(Reconnected("the connection broke and was made again"))
     with pytest.raises(KernelRestarted, match="may have run in the old process"):
