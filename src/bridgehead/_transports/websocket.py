@@ -38,6 +38,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
 
 from bridgehead._errors import (
+    RESTARTED,
     RESTARTED_MEANWHILE,
     BridgeError,
     KernelDied,
@@ -255,7 +256,9 @@ class WebsocketTransport(Transport):
             if self.life.is_unresponsive and not asks:
                 self.life.check_responsive()
             await gate.wait(identity)
-            self.life.check_same(generation)
+            if generation != self.life.generation:
+                self.life.check()
+                raise KernelRestarted(RESTARTED)
         if asks:
             gate.asked(identity)
         data = self._subprotocol.pack(channel, message, buffers)

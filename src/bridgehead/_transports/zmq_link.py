@@ -19,6 +19,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from bridgehead._errors import (
+    RESTARTED,
     RESTARTED_MEANWHILE,
     BridgeError,
     KernelDied,
@@ -153,7 +154,9 @@ class Link:
         while not self.gate.is_open and generation == life.generation:
             life.check_responsive()
             await self.gate.wait(message)
-        life.check_same(generation)
+        if generation != life.generation:
+            life.check()
+            raise KernelRestarted(RESTARTED)
 
     # ------------------------------------------------------------ broken
 
