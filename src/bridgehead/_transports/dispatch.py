@@ -235,7 +235,7 @@ class Dispatcher(RequestTable):
         self.life.note_responsive()  # any message is a sign of life
         if channel == "iopub":
             in_subshell = bool(message["parent_header"].get("subshell_id"))
-            self._on_iopub(Message.parse(message, self.life.trust), in_subshell)
+            self.take_published(Message.parse(message, self.life.trust), in_subshell)
             return
         self.arrived[channel] += 1
         if message["header"]["msg_type"] == EVENT_MESSAGE:
@@ -267,7 +267,8 @@ class Dispatcher(RequestTable):
             self.life.note_done(parent)  # the iopub message that says so may arrive later
             self.settle(parent, Reply(parent, message["content"], pending.buffers))
 
-    def _on_iopub(self, message: Message, in_subshell: bool) -> None:
+    def take_published(self, message: Message, in_subshell: bool) -> None:
+        """Handle a message of iopub, of a request to a subshell or to the main thread."""
         pending = self.pending.get(message.parent)
         if pending is not None and message.type == "execute_input":
             pending.begun = True

@@ -112,6 +112,21 @@ class Tasks:
         task.add_done_callback(self._running.discard)
         return task
 
+    def keep(self, work: Callable[[], Coroutine[Any, Any, None]], timings: Timings) -> None:
+        """Run an endless task, also if it fails because this process lacks memory."""
+        self.spawn(self._kept(work, timings))
+
+    async def _kept(self, work: Callable[[], Coroutine[Any, Any, None]], timings: Timings) -> None:
+        while True:
+            try:
+                await work()
+            except Exception as error:  # noqa: BLE001 - nothing else would read or watch
+                log.debug("an endless task failed, and goes on: %r", error)
+            except (KeyboardInterrupt, SystemExit):  # a program may go on with its event loop
+                self.keep(work, timings)
+                raise
+            await asyncio.sleep(timings.reader_pause)
+
     @contextlib.contextmanager
     def spared(self, call: UserCall, closed: Tasks) -> Iterator[None]:
         """Have ``cancel`` not wait for the task of a call, which closes the owner of ``closed``.

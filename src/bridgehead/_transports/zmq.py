@@ -35,10 +35,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import time
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -63,14 +61,15 @@ from bridgehead._errors import (
 from bridgehead._transports.addresses import stays_here
 from bridgehead._transports.base import Transport
 from bridgehead._transports.evidence import is_deserted
-from bridgehead._transports.messages import Messages
+from bridgehead._transports.messages import Message, Messages
 from bridgehead._transports.process import KernelProcess
 from bridgehead._transports.request_table import INPUT
 from bridgehead._transports.signed_messages import SignedMessages, split
-from bridgehead._transports.subscription import OutputSubscription
-from bridgehead._transports.tasks import in_thread, run_all, waited
-from bridgehead._transports.zmq_link import REFUSED, Link
-from bridgehead._transports.zmq_reader import YIELD_EVERY, SocketReader
+from bridgehead._transports.tasks import run_all, waited
+from bridgehead._transports.zmq_context import MonitoredContext, connect_anew
+from bridgehead._transports.zmq_iopub import IopubSocket, shared_iopub
+from bridgehead._transports.zmq_link import Link
+from bridgehead._transports.zmq_reader import read_in_turns
 
 CHANNELS = {
     "shell": "shell_port",
@@ -78,8 +77,6 @@ CHANNELS = {
     "iopub": "iopub_port",
     "heartbeat": "hb_port",
 }
-
-log = logging.getLogger("bridgehead")
 
 
 def _security_of(info: dict[str, Any]) -> tuple[bool, ...]:
@@ -91,28 +88,6 @@ def _security_of(info: dict[str, Any]) -> tuple[bool, ...]:
 def _milliseconds(seconds: float) -> int:
     """Return a time in the unit that ZeroMQ takes."""
     return round(1000 * seconds)
-
-
-class MonitoredContext(zmq.asyncio.Context):
-    """A context for the sockets of one kernel, each with the options that it needs to connect.
-
-    It monitors its first DEALER, the shell socket, before the socket connects.
-
-    If only one end uses CURVE, a handshake may fail once and for good, some microseconds after
-    ``connect``: a monitor that starts later never sees that event.
-    """
-
-    monitor: Any = None
-
-    def socket(self, socket_type: int, *args: Any, **kwargs: Any) -> Any:
-        socket = super().socket(socket_type, *args, **kwargs)
-        if socket_type == zmq.SUB:
-            socket.immediate = 0
-        if socket_type == zmq.DEALER and self.monitor is None:
-            self.monitor = socket.get_monitor_socket(
-                zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | REFUSED
-            )
-        return socket
 
 
 class ZmqTransport(Transport):
@@ -135,6 +110,7 @@ class ZmqTransport(Transport):
         self._kernel_process, self.owned = kernel_process, owned
         self.manager: Any = None if kernel_process is None else kernel_process.manager
         self._context = context = MonitoredContext()
+        context.users.add(self)
         for option, value in (
             (zmq.RCVHWM, 0),
             (zmq.SNDHWM, 0),
@@ -159,16 +135,14 @@ class ZmqTransport(Transport):
         if kernel_process is not None and kernel_process.is_child:
             self.own = "this program started the kernel's process"
         self._sockets: dict[str, Any] = {}
-        self._iopub: SocketReader | None = None
+        self._iopub: IopubSocket | None = None
         self._missed = 0  # heartbeats without an answer
         self._question: asyncio.Task[None] | None = None  # on control, of a silent kernel
         self.has_pulse = False  # a heartbeat has been answered, so a missing one means something
         self.link = Link(self)
-        self.subscription = OutputSubscription(self.timings, lambda: self.dispatcher.has_streams)
         self._iopub_seen = asyncio.Event()
         self._greeted = asyncio.Event()  # the handshake was answered
         self._introduction: asyncio.Task[None] | None = None
-        self._silent_since: float | None = None  # when the first reply without iopub arrived
         self._replacing = False  # until the manager has started the new process
         self._monitor_owner: Any = None
 
@@ -203,15 +177,10 @@ class ZmqTransport(Transport):
         self.link.watch(monitor)
         heart = self._sockets["heartbeat"]
         for channel in ("shell", "control"):
-            self.spawn(self._kept(partial(self._read, channel, self._sockets[channel])))
-        iopub = self._sockets["iopub"]
-        try:
-            self._iopub = SocketReader(iopub, partial(self._arrived, "iopub"), self.timings)
-        except NotImplementedError:  # asyncio's default loop on Windows watches no sockets
-            self.spawn(self._kept(partial(self._read, "iopub", iopub)))
-        self.spawn(self._kept(partial(self._listen_to, heart)))
+            self._read(channel, self._sockets[channel])
+        self.tasks.keep(partial(self._listen_to, heart), self.timings)
         if self._kernel_process is not None:
-            self.spawn(self._kept(partial(self._watch_process, self._kernel_process)))
+            self.tasks.keep(partial(self._watch_process, self._kernel_process), self.timings)
         if runs:
             self.link.gate.open(None)
         await self._connected(timeout, connect_timeout, runs)
@@ -228,29 +197,20 @@ class ZmqTransport(Transport):
             return
         await self.wait_for(self._introduction)
 
-    async def _kept(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run an endless task, also if it fails because this process lacks memory."""
-        while True:
-            try:
-                await work()
-            except Exception as error:  # noqa: BLE001 - nothing else would read or watch
-                log.debug("a task of the transport failed, and goes on: %r", error)
-            except (KeyboardInterrupt, SystemExit):  # a program may go on with its event loop
-                self.spawn(self._kept(work))
-                raise
-            await asyncio.sleep(self.timings.reader_pause)
-
     def _connect(self) -> Any:
         """Connect all sockets and return the monitor of the shell socket."""
         connect = self._client
         self._sockets["shell"] = connect.connect_shell()
         self._sockets["control"] = connect.connect_control()
-        iopub = self._sockets["iopub"] = connect.connect_iopub()
-        self.subscription.begin(iopub)
         heart = self._sockets["heartbeat"] = connect.connect_hb()
         heart.setsockopt(zmq.REQ_RELAXED, 1)  # a lost answer does not block the next beat
         heart.setsockopt(zmq.REQ_CORRELATE, 1)
+        self._share_iopub()
         return self._context.monitor
+
+    def _share_iopub(self) -> None:
+        self._iopub = shared_iopub(self, self._client, self._context, self.timings)
+        self.subscription = self._iopub.subscription
 
     async def _connected(self, timeout: float, connect_timeout: float, runs: bool = False) -> None:
         """Wait until the kernel is connected; from then on, find out what it is."""
@@ -360,8 +320,6 @@ class ZmqTransport(Transport):
 
     async def _close_sockets(self) -> None:
         self.link.unwatch()
-        if self._iopub is not None:
-            self._iopub.close()
         for socket in self._sockets.values():
             # Do this before the monitor closes. With the monitor closed, libzmq would try for ever
             # to deliver an event (such as the end of a kernel just now), and ``disable_monitor``
@@ -373,9 +331,9 @@ class ZmqTransport(Transport):
         for socket in self._sockets.values():
             socket.close(linger=_milliseconds(self.timings.last_messages))
         self._sockets.clear()
-        if self._context.closed:
-            return
-        await in_thread(self._context.term)  # waits until the last messages are sent
+        if self._iopub is not None:
+            await self._iopub.leave(self)
+        await self._context.left_by(self)
 
     async def _end_kernel(self) -> None:
         if self._kernel_process is not None and self.owned:
@@ -389,7 +347,8 @@ class ZmqTransport(Transport):
 
     def messages(self) -> Messages:
         stream = super().messages()
-        self.subscription.widen()
+        if self._iopub is not None:
+            self._iopub.stream_to(self)
         return stream
 
     async def open_input(self) -> None:
@@ -404,7 +363,7 @@ class ZmqTransport(Transport):
             self._sockets["stdin"] = self._client.connect_stdin(identity)
             self._sockets[INPUT] = self._client.connect_shell(identity)
             for channel, name in ("stdin", "stdin"), ("shell", INPUT):
-                self.spawn(self._kept(partial(self._read, channel, self._sockets[name])))
+                self._read(channel, self._sockets[name])
         for name in ("stdin", INPUT):
             socket: Any = self._sockets[name]
             while not await socket.poll(_milliseconds(self.timings.poll_every), zmq.POLLOUT):
@@ -441,60 +400,39 @@ class ZmqTransport(Transport):
                     ) from None
                 self.link.broken(identity)  # the event that says so has not arrived yet
 
-    async def _read(self, channel: str, socket: Any) -> None:
-        count = 0
-        while True:
-            self._arrived(channel, await socket.recv_multipart(copy=False))
-            count += 1
-            if count % YIELD_EVERY == 0:
-                await asyncio.sleep(0)
+    def _read(self, channel: str, socket: Any) -> None:
+        """Read a socket from now on."""
+        take = partial(self._arrived, channel)
+        self.tasks.keep(partial(read_in_turns, socket, take), self.timings)
 
     def _arrived(self, channel: str, frames: list[zmq.Frame]) -> None:
         try:
-            topic, frames = split(frames)
-            if channel != "iopub" or self.subscription.take_topic(topic):
-                self._received(channel, self._signed.read(frames))
+            self._received(channel, self._signed.read(split(frames)[1]))
         except Exception:  # noqa: BLE001
             # A forged, damaged or unknown message must only harm its own request.
             self.unreadable += 1
 
     def _received(self, channel: str, message: dict[str, Any]) -> None:
         header = message["header"]
-        if channel == "iopub":
-            self._iopub_seen.set()
-            self._silent_since = None
-            if header["msg_type"] == "iopub_welcome":
-                self.life.note_responsive()
-                self.subscription.welcomed(message["content"].get("subscription"))
-                return
-        elif channel == "control" and header["msg_type"] == "kernel_info_reply":
+        if channel == "control" and header["msg_type"] == "kernel_info_reply":
             self.link.answered(message["parent_header"].get("msg_id"), header.get("session"))
         elif channel == "shell" and header["msg_type"] == "execute_reply":
             if self.link.gate.process is None:
                 self.link.answered(message["parent_header"].get("msg_id"), header.get("session"))
-            # A kernel publishes the beginning and the end of each request. If nothing came for
-            # seconds, the iopub connection is gone, which no event reports.
-            now = time.monotonic()
-            self._silent_since = self._silent_since or now
-            if now - self._silent_since > self.timings.iopub_silence:
-                self._silent_since = None
-                self.connect_anew("iopub")
+            if self._iopub is not None:
+                self._iopub.note_reply()
         self.dispatcher.received(channel, message)
 
-    def connect_anew(self, channel: str) -> None:
-        """Connect a socket to its address again, in place of a connection that is gone.
+    def take_published(self, message: Message | None, in_subshell: bool) -> None:
+        """Take a message of iopub; none if it says only that the subscription works."""
+        self._iopub_seen.set()
+        self.life.note_responsive()
+        if message is not None:
+            self.dispatcher.take_published(message, in_subshell)
 
-        It fails if this process has no descriptor left; then the next attempt may succeed.
-        """
-        socket = self._sockets[channel]
-        endpoint = socket.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
-        for connect in (socket.disconnect, socket.connect):
-            with contextlib.suppress(zmq.ZMQError):
-                connect(endpoint)
-        if channel == "iopub":
-            self.subscription.again()
-            if self._iopub is not None:
-                self._iopub.read()
+    def connect_anew(self, channel: str) -> None:
+        """Connect a socket to its address again, in place of a connection that is gone."""
+        connect_anew(self._sockets[channel])
 
     def connection_lost(self, why: Callable[[], BridgeError], state: str) -> None:
         super().connection_lost(why, state)
@@ -637,7 +575,7 @@ class ZmqTransport(Transport):
             self.connection_lost(lambda: KernelRestarted(RESTARTED_MEANWHILE), "restarting")
             down = self.link.down.is_set()
             await ensure_async(self.manager.restart_kernel(now=True))
-            self._follow()
+            await self._follow()
             if not down:  # messages sent before the old connection breaks would be lost with it
                 async with waited(self.timings.old_connection):
                     await self.link.down.wait()
@@ -650,7 +588,7 @@ class ZmqTransport(Transport):
         finally:
             self.link.restarting = self._replacing = False
 
-    def _follow(self) -> None:
+    async def _follow(self) -> None:
         """Connect the sockets to the new address, if the provisioner started the kernel elsewhere.
 
         Raises:
@@ -672,7 +610,7 @@ class ZmqTransport(Transport):
         self._client.load_connection_info(info)  # type: ignore[arg-type]
         for channel, port in ports.items():
             socket = self._sockets.get(channel)
-            if socket is None:  # no cell asked for input yet
+            if socket is None:  # the shared one, or that of questions, which no cell asked yet
                 continue
             socket.disconnect(socket.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode())
             if self._client.curve_publickey is not None:
@@ -682,4 +620,5 @@ class ZmqTransport(Transport):
             between = "-" if info["transport"] == "ipc" else ":"
             socket.connect(f"{info['transport']}://{info['ip']}{between}{info[port]}")
         if self._iopub is not None:
-            self._iopub.read()
+            await self._iopub.leave(self)
+            self._share_iopub()

@@ -1,4 +1,4 @@
-"""Read a ZeroMQ socket on which nothing is sent, without a future for each message.
+"""Read ZeroMQ sockets; those on which nothing is sent, without a future for each message.
 
 Rule: when messages are there, and that reading them leaves other tasks their turns. What they mean
 is not known here.
@@ -87,3 +87,13 @@ def _received(socket: Any) -> list[zmq.Frame]:
     while frames[-1].more:
         frames.append(socket.recv(zmq.NOBLOCK, copy=False))
     return frames
+
+
+async def read_in_turns(socket: Any, take: Callable[[list[zmq.Frame]], object]) -> None:
+    """Read an asyncio socket for ever, and leave other tasks their turns."""
+    count = 0
+    while True:
+        take(await socket.recv_multipart(copy=False))
+        count += 1
+        if count % YIELD_EVERY == 0:
+            await asyncio.sleep(0)

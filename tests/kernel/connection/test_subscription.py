@@ -9,14 +9,16 @@ import asyncio
 import gc
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 import zmq
 
-from bridgehead import Bridge
+from bridgehead import Bridge, SyncBridge
 from bridgehead._connection.outputs import CellOutputs
 from bridgehead._transports.zmq import ZmqTransport
+from bridgehead._transports.zmq_iopub import IopubSocket
 from bridgehead._transports.zmq_link import Link
 from bridgehead._transports.zmq_reader import SocketReader
 from support.elsewhere import MAJORS
@@ -30,9 +32,15 @@ def transport_of(bridge: Bridge) -> ZmqTransport:
     return bridge._transport
 
 
+def iopub_of(bridge: Bridge) -> IopubSocket:
+    iopub = transport_of(bridge)._iopub
+    assert iopub is not None
+    return iopub
+
+
 def counted(bridge: Bridge) -> Counter[str]:
-    """Count, by type, the messages that a bridge checks from now on."""
-    signed, found = transport_of(bridge)._signed, Counter[str]()
+    """Count, by type, the messages of iopub that a bridge checks from now on."""
+    signed, found = iopub_of(bridge)._signed, Counter[str]()
     read = signed.read
 
     def count(frames: Sequence[zmq.Frame]) -> dict[str, Any]:
@@ -46,34 +54,97 @@ def counted(bridge: Bridge) -> Counter[str]:
 
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
 async def test_a_bridge_does_not_check_the_outputs_of_other_clients(live: Bridge) -> None:
-    async with Bridge.attach(file_of(live)) as other:
-        found = counted(other)
-        assert (await live.run(PRINTS)).stdout.split() == [str(n) for n in range(100)]
-        await live.run("from IPython.display import display; display(1)")
-        assert await other.pull("1 + 1") == 2
+    with SyncBridge.attach(file_of(live)) as other:  # in an event loop of its own
+        found = counted(live)
+        assert other.run(PRINTS).stdout.split() == [str(n) for n in range(100)]
+        other.run("from IPython.display import display; display(1)")
+        assert await live.pull("1 + 1") == 2
         assert not found["stream"] + found["display_data"]
         assert found["status"]
-        assert (await other.run("print('mine')")).stdout == "mine\n"
+        assert (await live.run("print('mine')")).stdout == "mine\n"
+
+
+@pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+async def test_the_bridges_of_a_program_check_each_message_once(live: Bridge) -> None:
+    async with AsyncExitStack() as stack:
+        others = [await stack.enter_async_context(Bridge.attach(file_of(live))) for _ in range(10)]
+        assert {iopub_of(other) for other in others} == {iopub_of(live)}
+        found = counted(live)
+        assert (await live.run(PRINTS)).stdout.split() == [str(n) for n in range(100)]
+        assert 1 <= found["stream"] <= 100
+        assert 2 <= found["status"] <= 4
+        cells = [other.run(f"print({n}); {n}") for n, other in enumerate(others)]
+        shown_by = [(one.stdout, one.data["text/plain"]) for one in await asyncio.gather(*cells)]
+        assert shown_by == [(f"{n}\n", str(n)) for n in range(10)]
+
+
+async def test_bridges_that_close_leave_the_outputs_of_others_alone(live: Bridge) -> None:
+    """The first of them made the socket that all of them read."""
+    file = file_of(live)
+
+    async def elsewhere() -> None:
+        opened = [await Bridge.attach(file) for _ in range(4)]
+        last = opened.pop()
+        stream = last.messages()
+        cell = asyncio.ensure_future(last.run("for n in range(300): print(n, flush=True)"))
+        await opened.pop(0).aclose()
+        for bridge in opened:
+            assert (await bridge.run("print('mine')")).stdout == "mine\n"
+            await bridge.aclose()
+        assert (await cell).stdout.split() == [str(n) for n in range(300)]
+        streamed = "".join(one.text for one in stream._waiting if one.type == "stream")
+        assert streamed.count("mine\n") == 2
+        async with last:
+            assert (await last.run("print('last')")).stdout == "last\n"
+            async with Bridge.attach(file) as later:
+                assert (await later.run("print('later')")).stdout == "later\n"
+        assert iopub_of(last).is_closed
+        async with Bridge.attach(file) as other:
+            assert iopub_of(other) is not iopub_of(last)
+            assert (await other.run("print('other')")).stdout == "other\n"
+
+    await asyncio.to_thread(asyncio.run, elsewhere())  # in an event loop without ``live``
+
+
+async def test_the_states_of_all_bridges_follow_the_kernel(live: Bridge) -> None:
+    async with Bridge.attach(file_of(live)) as other, Bridge.attach(file_of(live)) as third:
+        cell = asyncio.ensure_future(other.run("input('?')", on_input=lambda *asked: answer))
+        answer = asyncio.get_running_loop().create_future()
+        async with asyncio.timeout(60):
+            while {live.state, other.state, third.state} != {"busy"}:
+                await asyncio.sleep(0.01)
+            answer.set_result("an answer")
+            await cell
+            while {live.state, other.state, third.state} != {"idle"}:
+                await asyncio.sleep(0.01)
 
 
 async def test_outputs_arrive_where_the_event_loop_watches_no_sockets(
     live: Bridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """asyncio's default loop on Windows does not; pyzmq has a way of its own then."""
-    loop = asyncio.get_running_loop()
-    add_reader, refused = loop.add_reader, Counter[str]()
+    file = file_of(live)
 
-    def add(descriptor: Any, callback: Any, *arguments: Any) -> None:
-        owner = type(getattr(callback, "__self__", None))
-        if owner in (Link, SocketReader):
-            refused[owner.__name__] += 1
-            raise NotImplementedError
-        add_reader(descriptor, callback, *arguments)
+    async def run() -> str:
+        loop = asyncio.get_running_loop()
+        add_reader = loop.add_reader
 
-    monkeypatch.setattr(loop, "add_reader", add)
-    async with Bridge.attach(file_of(live)) as other:
-        assert (await other.run(PRINTS)).stdout.split() == [str(n) for n in range(100)]
-    assert refused == {"Link": 1, "SocketReader": 1}
+        def add(descriptor: Any, callback: Any, *arguments: Any) -> None:
+            owner = type(getattr(callback, "__self__", None))
+            if owner in (Link, SocketReader):
+                refused[owner.__name__] += 1
+                raise NotImplementedError
+            add_reader(descriptor, callback, *arguments)
+
+        monkeypatch.setattr(loop, "add_reader", add)
+        async with Bridge.attach(file) as first, Bridge.attach(file) as second:
+            await first.run("print('first')")
+            return (await second.run(PRINTS)).stdout
+
+    refused = Counter[str]()
+    printed = await asyncio.to_thread(asyncio.run, run())
+    assert printed.split() == [str(n) for n in range(100)]
+    assert refused == {"Link": 2, "SocketReader": 1}
 
 
 @pytest.mark.timings(outputs_unwanted=0.0)
@@ -109,26 +180,30 @@ async def test_the_first_output_of_each_function_arrives(live: Bridge) -> None:
 
 @pytest.mark.timings(outputs_unwanted=0.0)
 async def test_a_stream_of_messages_has_the_outputs_of_all_clients(live: Bridge) -> None:
-    async with Bridge.attach(file_of(live)) as other:
-        await other.push(x=1)
-        await live.push(x=1)
-        stream = other.messages()
-        await other.run("x = 2")  # sent when the kernel has confirmed what ``other`` reads
-        await live.run("print('from the other client')")
-        async with asyncio.timeout(60):
-            async for message in stream:
-                if message.type == "stream":
-                    break
-        assert message.text == "from the other client\n"
-        assert not [one for one in stream._waiting if one.type == "iopub_welcome"]
-        await stream.aclose()
-        found = counted(other)
-        await other.push(x=3)
-        await live.run(PRINTS)
-        await other.push(x=4)
-        await live.run(PRINTS)
-        assert found["stream"] < 100
-        assert len(stream) == 0
+    with SyncBridge.attach(file_of(live)) as other:  # in an event loop of its own
+        async with Bridge.attach(file_of(live)) as unread:
+            await live.push(x=1)
+            other.push(x=1)
+            stream = live.messages()
+            await live.run("x = 2")  # sent when the kernel has confirmed what ``live`` reads
+            other.run("print('from the other client')")
+            await unread.run("print('from a bridge that shares the socket')")
+            texts: list[str] = []
+            async with asyncio.timeout(60):
+                async for message in stream:
+                    assert message.type != "iopub_welcome"
+                    texts += [message.text] if message.type == "stream" else []
+                    if len(texts) == 2:
+                        break
+            assert texts == ["from the other client\n", "from a bridge that shares the socket\n"]
+            await stream.aclose()
+            found = counted(live)
+            await live.push(x=3)
+            other.run(PRINTS)
+            await live.push(x=4)
+            other.run(PRINTS)
+            assert found["stream"] < 100
+            assert len(stream) == 0
 
 
 @pytest.mark.slow
@@ -176,7 +251,7 @@ async def test_a_reader_of_messages_goes_on_when_iopub_is_connected_anew(live: B
     await live.push(x=1)
     stream = live.messages()
     await live.run("print('before')")
-    transport_of(live).connect_anew("iopub")
+    iopub_of(live).connect_anew()
     texts: list[str] = []
     async with asyncio.timeout(60):
         while "after" not in "".join(texts):

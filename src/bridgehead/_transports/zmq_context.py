@@ -1,0 +1,69 @@
+"""The ZeroMQ context of a bridge, and what its sockets need to connect.
+
+Rule: contexts and sockets; nothing is read or sent here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any
+
+import zmq
+import zmq.asyncio
+
+from bridgehead._transports.tasks import in_thread
+from bridgehead._transports.zmq_link import REFUSED
+
+
+class MonitoredContext(zmq.asyncio.Context):
+    """A context for the sockets of one kernel, each with the options that it needs to connect.
+
+    It monitors its first DEALER, the shell socket, before the socket connects.
+
+    If only one end uses CURVE, a handshake may fail once and for good, some microseconds after
+    ``connect``: a monitor that starts later never sees that event.
+
+    Attributes:
+        users: what has sockets here; the context ends when the last of them has left.
+    """
+
+    monitor: Any = None
+    users: set[object]
+    _leaving: threading.Lock
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.users, self._leaving = set(), threading.Lock()
+
+    def socket(self, socket_type: int, *args: Any, **kwargs: Any) -> Any:
+        socket = super().socket(socket_type, *args, **kwargs)
+        if socket_type == zmq.SUB:
+            socket.immediate = 0
+        if socket_type == zmq.DEALER and self.monitor is None:
+            self.monitor = socket.get_monitor_socket(
+                zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | REFUSED
+            )
+        return socket
+
+    async def left_by(self, user: object) -> None:
+        """Have no more sockets of this user, all of which are closed.
+
+        With the last one, end, which waits until the last messages are sent.
+        """
+        with self._leaving:  # several threads close bridges that were dropped with their loop
+            self.users.discard(user)
+            is_last = not self.users
+        if is_last and not self.closed:
+            await in_thread(self.term)
+
+
+def connect_anew(socket: Any) -> None:
+    """Connect a socket to its address again, in place of a connection that is gone.
+
+    It fails if this process has no descriptor left; then the next attempt may succeed.
+    """
+    endpoint = socket.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
+    for connect in (socket.disconnect, socket.connect):
+        with contextlib.suppress(zmq.ZMQError):
+            connect(endpoint)
