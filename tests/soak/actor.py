@@ -79,6 +79,7 @@ class Call:
     value: Any = None
     error: BaseException | None = None
     ended: float = 0.0
+    items: int = 0  # that have come so far, of a call that has several
 
     @property
     def lost(self) -> bool:
@@ -216,9 +217,15 @@ class Actor:
         self.last.append(f"{time.monotonic():.3f} {self.name}: {what} -> {outcome}")
 
     async def ended(self, tasks: list[Any], calls: Any = ()) -> None:
-        """Wait until tasks have ended, whatever their outcome; they may not hang."""
+        """Wait until tasks have ended, whatever their outcome; they may not hang.
+
+        A call whose items still come does not hang, however many there are.
+        """
+        hanging, items, before = set(tasks), 0, -1
         try:
-            _, hanging = await asyncio.wait(tasks, timeout=GUARD)
+            while hanging and items > before:
+                _, hanging = await asyncio.wait(hanging, timeout=GUARD)
+                before, items = items, sum(call.items for call in calls)
         except asyncio.CancelledError:
             for task in tasks:
                 task.cancel()

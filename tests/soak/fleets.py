@@ -123,6 +123,7 @@ class Pair:
             async with self.fleet.map(function, *iterables, **options) as results:
                 async for result in results:
                     found.append(result)
+                    call.items += 1
                     if len(found) == most:
                         break
             return found

@@ -23,9 +23,9 @@ What all transports share, in the order in which a request meets it:
 
 The transports, each with its helpers:
 
-- ``zmq``: the kernel's own ZeroMQ sockets; ``zmq_link``, ``zmq_reader``, ``process``,
-  ``signed_messages``, which checks and parses the messages, and ``subscription``, which says what
-  is read on iopub.
+- ``zmq``: the kernel's own ZeroMQ sockets; ``zmq_context``, ``zmq_link``, ``zmq_reader``,
+  ``process``, ``signed_messages``, which checks and parses the messages, ``zmq_iopub``, which all
+  bridges on one kernel share, and ``subscription``, which says what is read there.
 - ``websocket``: a kernel behind a Jupyter server; ``rest``, ``jupyterhub``, ``subprotocols``.
 - ``ipyparallel_engine``: one engine of a cluster; ``ipyparallel_client``, and
   ``ipyparallel_control`` for what the engine serves while it works.

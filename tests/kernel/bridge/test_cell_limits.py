@@ -503,6 +503,44 @@ async def test_names_come_in_the_middle_of_a_cell(bridge: Bridge) -> None:
     assert (await bridge.names("_go*", preview=True))[0].preview == "True"
 
 
+WAITING = """
+import time
+begun = gone_on = False
+def wait():
+    global begun
+    begun = True
+    while not gone_on:
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("whose", ["a bridge's", "another client's"])
+async def test_requests_beside_a_cell_leave_its_reply_alone(live: Bridge, whose: str) -> None:
+    """IPython keeps what a cell adds to its reply in one place, also for requests in subshells.
+
+    The cell has ended when they come, and its reply is being made.
+    """
+    await live.run(WAITING)
+    async with Bridge.attach(str(live.info.connection_file), lane="buffers") as beside:
+
+        async def go_on() -> None:
+            while not await beside.pull("begun", now=True):
+                await asyncio.sleep(0.01)
+            await beside.push(gone_on=True, now=True)
+
+        if whose == "a bridge's":
+            cell = live.run("print('x' * 500)", max_output=100, pull=["wait()"])
+            result, _ = await asyncio.gather(cell, go_on())
+            assert result.dropped == 401
+        else:
+            async with other(live) as client:
+                code = "get_ipython().set_next_input('x = 1')"
+                request = client.submit(code, user_expressions={"waited": "wait()"})
+                await go_on()
+                (payload,) = (await client.answer(request))["payload"]
+                assert payload["text"] == "x = 1"
+
+
 # ---------------------------------------------------------------- history
 
 
