@@ -6,6 +6,7 @@ the whole process, and other libraries report whatever failed in consequence.
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from bridgehead._errors import NotSent
@@ -17,6 +18,10 @@ ATTACHED, LAUNCHED = 20, 28  # what a connection to a kernel takes, with some in
 def check_descriptors(needed: int) -> None:
     """Raise ``NotSent`` if this process may not open so many descriptors more."""
     limit = descriptor_limit()
+    with contextlib.suppress(OSError):
+        # Linux has their number here from 6.2 on, and 0 before. To list 3,000 took 3 ms (measured).
+        if 0 < os.stat("/proc/self/fd").st_size <= limit - needed:  # noqa: PTH116 - as below
+            return
     try:
         used = len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208 - names are enough
     except FileNotFoundError:  # not Linux
