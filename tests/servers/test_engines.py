@@ -8,6 +8,7 @@ ipyparallel and the lives of engines.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -50,6 +51,8 @@ from bridgehead import (
 from bridgehead._connection.outputs import CellObserver
 from support import docstrings
 from support.kit import KEPT, reported_within, until
+from support.resources import cancelled_at_any_instant, gone_with_its_owner, nothing_is_kept
+from support.work import WORK
 
 pytestmark = pytest.mark.servers
 
@@ -947,6 +950,27 @@ async def test_async_functions_run_on_the_engines_loops(fleet: Fleet, clean: Any
         while kept(clean) != before:
             assert await fleet.call(asyncio.sleep, 0, 1) == [1] * ENGINES
             await asyncio.sleep(0.2)
+
+
+@pytest.mark.parametrize("name", WORK)
+async def test_each_name_works_or_is_not_supported(engine: Bridge, name: str) -> None:
+    lacks = name in ("watch", "watch_names")
+    with pytest.raises(NotSupported, match=name) if lacks else contextlib.nullcontext():
+        await WORK[name](engine)
+    assert await engine.pull("1") == 1
+
+
+@pytest.mark.parametrize("how", ["dropped", "the bridge is closed", "the bridge vanished"])
+async def test_what_has_begun_is_gone_with_its_owner(engine: Bridge, clean: Any, how: str) -> None:
+    async with Bridge.over(clean[0]) as bridge:
+        await gone_with_its_owner(bridge, engine, how, but=("watch", "names"))
+    await nothing_is_kept(engine)
+
+
+async def test_a_cancel_at_any_instant_leaves_nothing(engine: Bridge, clean: Any) -> None:
+    async with Bridge.over(clean[0]) as bridge:
+        but = ("watch", "names", "async outputs")  # what an engine does not support
+        await cancelled_at_any_instant(bridge, engine, 2, but)
 
 
 async def test_an_async_function_that_is_cancelled_ends_in_the_engine(engine: Bridge) -> None:

@@ -43,6 +43,7 @@ from bridgehead import (
 from bridgehead._connection.outputs import CellObserver
 from support.kit import KEPT, goes_on, reported_within, until
 from support.servers import GATEWAY, SERVER, TOKEN, Other, Wire, free_port, on, serving
+from support.work import GIVES_LEN, WORK, use_sync
 
 pytestmark = pytest.mark.servers
 
@@ -97,6 +98,29 @@ async def test_a_cell_runs_as_in_a_notebook(anyone: str) -> None:
         with pytest.raises(RemoteError, match="KeyboardInterrupt"):
             await running
         await goes_on(bridge)
+
+
+@pytest.mark.parametrize("lane", ["buffers", "inline"])
+async def test_each_name_of_work_in_the_kernel_works(anyone: str, lane: Any) -> None:
+    async with on(anyone, lane=lane) as bridge:
+        for work in WORK.values():
+            await work(bridge)
+        for trust in "pickle", "data":
+            async with on(
+                anyone, lane=lane, kernel_id=bridge.info.kernel_id, trust=trust
+            ) as second:
+                for give in GIVES_LEN.values():
+                    if trust == "pickle":
+                        assert await give(second) is len
+                        continue
+                    with pytest.raises(UntrustedPayload):
+                        await give(second)
+
+
+@pytest.mark.parametrize("lane", ["buffers", "inline"])
+def test_each_name_works_with_a_sync_bridge(anyone: str, lane: Any) -> None:
+    with SyncBridge.connect(anyone, TOKEN, lane=lane) as sync:
+        use_sync(sync)
 
 
 @pytest.mark.parametrize("lane", ["buffers", "inline"])

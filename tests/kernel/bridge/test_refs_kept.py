@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 
 from bridgehead import Bridge, KernelDied, KernelRestarted, NameNotFound, SyncBridge
-from kernel.connection.test_tasks import later, nothing_is_kept
 from support.elsewhere import MAJORS
 from support.kit import (
     LANES,
@@ -37,6 +36,7 @@ from support.kit import (
     wired,
 )
 from support.promises import occupied
+from support.resources import later, nothing_is_kept
 
 # A kernel cannot import test modules; their functions and classes are pickled by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -19,9 +19,9 @@ import pytest
 
 from bridgehead import Bridge, RemoteError, SyncBridge
 from bridgehead._shipped.wire.header import EVENT_MESSAGE
-from kernel.connection.test_tasks import nothing_is_kept
 from support.elsewhere import MAJORS
 from support.kit import LANES, file_of, goes_on, reported_within, until
+from support.resources import nothing_is_kept
 
 # A kernel can't import test modules, so what they define is pickled by value, as in a script.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from bridgehead import Bridge, BridgeError, KernelDied, KernelRestarted, RemoteError
-from kernel.connection.test_tasks import nothing_is_kept, until_is
+from kernel.connection.test_tasks import until_is
 from support.cuts import cuttable
 from support.elsewhere import MAJORS
 from support.kit import (
@@ -34,6 +34,7 @@ from support.kit import (
     wired,
 )
 from support.promises import occupied
+from support.resources import nothing_is_kept
 
 # A kernel can't import test modules, so what they define is pickled by value, as in a script.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -145,6 +146,30 @@ async def test_the_kernel_is_free_between_two_batches(bridge: Bridge) -> None:
             await bridge.run(f"beside = {n}")
             assert await bridge.pull("beside") == n
     await until_is(bridge, "state", "closed")
+
+
+def ignores_its_end() -> Iterator[int]:
+    n = 0
+    while True:
+        with contextlib.suppress(GeneratorExit):
+            yield n
+        n += 1
+
+
+async def test_what_closing_raises_leaves_no_other_iterator_open(
+    kernel: Bridge, bridge: Bridge
+) -> None:
+    """No caller gets it: Python shows it on the kernel's ``stderr``."""
+    await kernel.run("import io, sys\nerrors, sys.stderr = sys.stderr, io.StringIO()")
+    async with Bridge.attach(file_of(kernel), lane=bridge.info.lane) as mine:
+        ignoring = mine.iterate(ignores_its_end), mine.iterate(ignores_its_end)
+        items = [ignoring[0], mine.iterate(numbers, 10**9), ignoring[1]]
+        assert [await anext(one) for one in items] == [0, 0, 0]
+    await until_is(kernel, "state", "closed")
+    await nothing_is_kept(kernel)
+    shown = await kernel.pull("(sys.stderr.getvalue(), setattr(sys, 'stderr', errors))[0]")
+    assert shown.count("Exception ignored in") == 2
+    assert shown.count("RuntimeError: generator ignored GeneratorExit") == 2
 
 
 def closes(how: str) -> Iterator[int]:

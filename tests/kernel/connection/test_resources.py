@@ -9,26 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import random
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import pytest
 
 from bridgehead import (
     Bridge,
     BridgeClosed,
-    BridgeError,
     KernelRestarted,
-    NameNotFound,
-    ReplyLost,
     SyncBridge,
-    TransportError,
 )
-from kernel.connection.test_tasks import later, nothing_is_kept, spin
 from support.cuts import cuttable
 from support.elsewhere import MAJORS
 from support.kit import (
@@ -38,205 +30,28 @@ from support.kit import (
     goes_on,
     kept_and_late,
     on_its_way,
-    reported_within,
     until,
 )
-from support.promises import occupied, seeded
-
-# A kernel can't import test modules, so what they define is pickled by value, as in a script.
-cloudpickle.register_pickle_by_value(sys.modules[__name__])
-OWN = [sys.modules[__name__]]
-
-
-def numbers() -> Iterator[int]:
-    """Yield without end."""
-    n = 0
-    while True:
-        yield n
-        n += 1
-
-
-async def numbers_async() -> AsyncIterator[int]:
-    """Yield, and hold what a generator may hold over a ``yield``."""
-    async with asyncio.TaskGroup() as group, asyncio.timeout(1000):
-        waiting = group.create_task(asyncio.sleep(1000))
-        try:
-            for n in range(10**9):
-                yield n
-                await asyncio.sleep(0)
-        finally:
-            waiting.cancel()
-
-
-def two(value: Any) -> list[Any]:
-    return [value, value]
-
-
-# ---------------------------------------------------------------- the kinds
-
-
-class Held:
-    """What a bridge has of one kind in its kernel.
-
-    Attributes:
-        handle: what keeps it alive here.
-        use: an operation that shows that it is still there; it takes the bridge that runs cells.
-    """
-
-    def __init__(self, handle: Any, use: Callable[[Bridge], Awaitable[Any]]) -> None:
-        self.handle, self.use = handle, use
-
-
-async def a_task(bridge: Bridge) -> Held:
-    task = bridge.submit(later, "done", 1000)
-    await bridge.push(x=1)  # its turn is behind that of the task, which has started
-    assert not task.done()
-
-    async def use(cells: Bridge) -> None:
-        assert bridge.stats.tasks
-        if task.done():
-            await task
-
-    return Held(task, use)
-
-
-async def an_iteration(bridge: Bridge, source: Any = numbers) -> Held:
-    items = bridge.iterate(source)
-    found = [await anext(items) for _ in range(3)]
-    assert found == [0, 1, 2]
-
-    async def use(cells: Bridge) -> None:
-        for _ in range(300):
-            found.append(await anext(items))
-        assert found == [*range(len(found))]
-
-    return Held(items, use)
-
-
-async def an_async_iteration(bridge: Bridge) -> Held:
-    return await an_iteration(bridge, numbers_async)
-
-
-async def a_callback(bridge: Bridge) -> Held:
-    seen: list[int] = []
-    report = bridge.callback(seen.append)
-    await bridge.push(report=report)
-
-    async def use(cells: Bridge) -> None:
-        count = len(seen) + 3
-        await cells.run(f"for n in range({len(seen)}, {count}): report(n)")
-        await until(lambda: len(seen) == count)
-        assert seen == [*range(count)]
-
-    await use(bridge)
-    return Held(report, use)
-
-
-async def a_ref(bridge: Bridge, function: Any = two) -> Held:
-    ref = await bridge.call(function, [5], keep=True)
-
-    async def use(cells: Bridge) -> None:
-        assert await ref[0].pull() in (5, [5])
-
-    return Held(ref, use)
-
-
-async def an_async_ref(bridge: Bridge) -> Held:
-    return await a_ref(bridge, later)
-
-
-async def a_watch(bridge: Bridge, names: bool = False) -> Held:
-    await bridge.push(watched=[])
-    watch: Any = bridge.watch_names("watched") if names else bridge.watch("watched")
-    await anext(watch)
-
-    async def use(cells: Bridge) -> None:
-        await cells.run("watched = [*watched, 0]")
-        value = await anext(watch)
-        assert value[0].name == "watched" if names else value
-
-    return Held(watch, use)
-
-
-async def a_watch_of_names(bridge: Bridge) -> Held:
-    return await a_watch(bridge, names=True)
-
-
-KINDS: dict[str, Callable[[Bridge], Awaitable[Held]]] = {
-    "task": a_task,
-    "iteration": an_iteration,
-    "async iteration": an_async_iteration,
-    "callback": a_callback,
-    "ref": a_ref,
-    "async ref": an_async_ref,
-    "watch": a_watch,
-    "names": a_watch_of_names,
-}
-
-
-async def of_every_kind(bridge: Bridge) -> dict[str, Held]:
-    return {kind: await begin(bridge) for kind, begin in KINDS.items()}
-
-
-async def push_callback(bridge: Bridge) -> None:
-    with bridge.callback(print) as report:
-        await bridge.push(report=report)
-
-
-# What makes one of each kind, as a single request that a caller can give up.
-ASKED: dict[str, Callable[[Bridge], Any]] = {
-    "function": lambda bridge: bridge.call(spin, 0.05),
-    "coroutine": lambda bridge: bridge.call(later, 1, 0.05),
-    "expression": lambda bridge: bridge.pull("await __import__('asyncio').sleep(0.05)"),
-    "task": lambda bridge: bridge.submit(spin, 0.05),
-    "async task": lambda bridge: bridge.submit(later, 1, 0.05),
-    "iteration": lambda bridge: anext(bridge.iterate(numbers)),
-    "async iteration": lambda bridge: anext(bridge.iterate(numbers_async)),
-    "callback": push_callback,
-    "ref": lambda bridge: bridge.call(two, 1, keep=True),
-    "async ref": lambda bridge: bridge.call(later, 1, keep=True),
-    "watch": lambda bridge: anext(bridge.watch("1")),
-    "names": lambda bridge: anext(bridge.watch_names()),
-}
-
-
-def _running() -> tuple[list[str], list[str]]:
-    """Return what runs in the kernel of what these tests sent, and its threads."""
-    import gc
-    import threading
-    from types import AsyncGeneratorType, CoroutineType, GeneratorType
-
-    gc.collect()
-    found = []
-    for one in gc.get_objects():
-        for kind, letters in (
-            (GeneratorType, "gi"),
-            (CoroutineType, "cr"),
-            (AsyncGeneratorType, "ag"),
-        ):
-            if type(one) is kind and getattr(one, letters + "_frame") is not None:
-                name = getattr(one, letters + "_code").co_filename
-                if "/tests/" in name:
-                    found.append(repr(one))
-    return found, [thread.name for thread in threading.enumerate()]
-
-
-async def nothing_is_left(kernel: Bridge, threads: list[str]) -> None:
-    """Wait until nothing of these tests is left in the kernel; it had these threads before."""
-    gc.collect()
-    with contextlib.suppress(NameNotFound):
-        await kernel.delete("report")
-    await nothing_is_kept(kernel)
-    left: Any = None
-    try:
-        async with asyncio.timeout(30):
-            while True:
-                left = await kernel.call(_running, by_value=OWN)
-                if not left[0] and len(left[1]) <= len(threads):
-                    return
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        pytest.fail(f"left in the kernel: {left}; threads before: {threads}")
+from support.promises import occupied
+from support.resources import (
+    ASKED,
+    KINDS,
+    OWN,
+    asked_while_cut,
+    cancelled_at_any_instant,
+    ended_by_a_restart,
+    goes_on_over_cuts,
+    gone_with_its_owner,
+    later,
+    lease_ends,
+    nothing_is_kept,
+    nothing_is_left,
+    numbers,
+    numbers_async,
+    of_every_kind,
+    running,
+    two,
+)
 
 
 @pytest.fixture
@@ -244,7 +59,7 @@ async def threads(kernel: Bridge) -> list[str]:
     """Give the names of the threads that the kernel has."""
     if "threads" not in vars(Begun):
         await kernel.pull("1", now=True)  # a subshell has a thread, which stays
-        Begun.threads = (await kernel.call(_running, by_value=OWN))[1]
+        Begun.threads = (await kernel.call(running, by_value=OWN))[1]
     return Begun.threads
 
 
@@ -252,17 +67,6 @@ class Begun:
     """What the kernel of this file had at the beginning."""
 
     threads: list[str]
-
-
-async def lease_ends(kernel: Bridge) -> None:
-    """Set the clock of the leases ahead, as if no bridge had been heard of for ten minutes."""
-    await kernel.run(
-        "import sys\n"
-        "module = next(m for n, m in sys.modules.items() if n.startswith('_bridgehead'))\n"
-        "for remote in module._remotes.values(): remote.resources.clock += 601\n"
-        "del module, remote"
-    )
-    await kernel.call(abs, 1)  # a request that the thread of the cells serves looks at the leases
 
 
 # ---------------------------------------------------------------- the trials
@@ -274,21 +78,7 @@ async def test_what_has_begun_is_gone_with_its_owner(
     kernel: Bridge, threads: list[str], lane: Any, how: str
 ) -> None:
     async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
-        held = await of_every_kind(bridge)
-        for one in held.values():
-            await one.use(bridge)
-        assert kept_and_late(bridge)[:5] == (2, 1, 2, 2, 1)
-        if how == "the bridge vanished":
-            await lease_ends(kernel)
-            await nothing_is_kept(kernel)
-        elif how == "dropped":
-            held["task"].handle.cancel()
-            held["callback"].handle.close()
-            del held, one
-            gc.collect()
-            await nothing_is_kept(kernel)
-            assert kept_and_late(bridge)[:5] == (0, 0, 0, 0, 0)
-        await goes_on(bridge)
+        await gone_with_its_owner(bridge, kernel, how)
     await nothing_is_left(kernel, threads)
 
 
@@ -329,20 +119,7 @@ async def test_a_cancel_at_any_instant_leaves_nothing(
     kernel: Bridge, threads: list[str], lane: Any
 ) -> None:
     async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
-        with seeded() as chance:
-            for kind, ask in list(ASKED.items()) * 8:
-                asked: Any = ask(bridge)
-                if not hasattr(asked, "cancel"):
-                    asked = asyncio.ensure_future(asked)
-                await asyncio.sleep(chance.choice((0, 0.001, 0.003, 0.01, 0.06)) * chance.random())
-                asked.cancel()
-                (outcome,) = await all_of(asked)
-                assert not isinstance(outcome, BridgeError), (kind, outcome)
-                del asked, outcome
-        await goes_on(bridge)
-        gc.collect()
-        await kernel.run("globals().pop('report', None)")
-        await nothing_is_kept(kernel)
+        await cancelled_at_any_instant(bridge, kernel, 8)
     await nothing_is_left(kernel, threads)
 
 
@@ -353,18 +130,15 @@ async def test_a_restart_ends_what_has_begun_of_every_kind(live: Bridge) -> None
         async with Bridge.attach(file_of(live), lane=lane) as bridge:
             held = await of_every_kind(bridge)
             await live.restart()
-            for kind, one in held.items():
-                with pytest.raises((KernelRestarted, NameNotFound, StopAsyncIteration)):
-                    async with reported_within(3):
-                        await ended(kind, one)
+            await ended_by_a_restart(held)
             with contextlib.suppress(KernelRestarted):
                 await goes_on(bridge)
-            assert await live.call(_running, by_value=OWN) is not None
+            assert await live.call(running, by_value=OWN) is not None
             await nothing_is_kept(live)
             for begin in KINDS.values():
                 again = await begin(bridge)
                 await again.use(bridge)
-            del held, one, again
+            del held, again
         gc.collect()
         await live.run("globals().pop('report', None)")
         await nothing_is_kept(live)
@@ -397,19 +171,6 @@ async def test_a_restart_ends_what_waits_behind_a_cell(live: Bridge, lane: Any) 
     await nothing_is_kept(live)
 
 
-async def ended(kind: str, one: Held) -> None:
-    """Use what a restarted kernel does not have; raise why."""
-    if kind == "task":
-        await one.handle
-    elif "iteration" in kind or kind in ("watch", "names"):
-        while True:
-            await anext(one.handle)
-    elif kind == "callback":  # it can be pushed again
-        raise NameNotFound("report")
-    else:
-        await one.handle.pull()
-
-
 @pytest.mark.parametrize("lane", ["direct", "buffers"])
 async def test_every_kind_goes_on_over_a_new_connection(tmp_path: Path, lane: Any) -> None:
     """J6. The connection is cut before each kind is used, and while it is; cells do not pass it."""
@@ -417,25 +178,7 @@ async def test_every_kind_goes_on_over_a_new_connection(tmp_path: Path, lane: An
         cuttable(tmp_path, lane=lane) as (bridge, cuts),
         Bridge.attach(cuts.kernel_file) as cells,
     ):
-        held = await of_every_kind(bridge)
-        chance = random.Random(1)
-        for _ in range(2):
-            for kind, one in held.items():
-                cuts.cut()
-                using = asyncio.ensure_future(used(one, cells))
-                await asyncio.sleep(0.05 * chance.random())
-                cuts.cut()
-                try:
-                    await asyncio.wait_for(using, 60)
-                except TimeoutError:
-                    pytest.fail(f"{kind} did not go on")
-        assert not held["task"].handle.done()
-        held["task"].handle.cancel()
-        held["callback"].handle.close()
-        del held, one, using
-        gc.collect()
-        await cells.run("globals().pop('report', None)")
-        await nothing_is_kept(cells)
+        await goes_on_over_cuts(bridge, cells, cuts.cut)
 
 
 @pytest.mark.parametrize("lane", ["direct", "buffers"])
@@ -447,43 +190,14 @@ async def test_what_is_asked_while_the_connection_is_cut_leaves_nothing(
         cuttable(tmp_path, lane=lane) as (bridge, cuts),
         Bridge.attach(cuts.kernel_file) as cells,
     ):
-        with seeded() as chance:
-            for kind, ask in list(ASKED.items()) * 3:
-                asked: Any = asyncio.ensure_future(_awaited(ask(bridge)))
-                await asyncio.sleep(chance.choice((0, 0.003, 0.01, 0.06)) * chance.random())
-                cuts.cut()
-                async with reported_within(6):
-                    (outcome,) = await all_of(asked)
-                is_unknown = isinstance(outcome, (TransportError, ReplyLost))
-                assert is_unknown or not isinstance(outcome, BaseException), (kind, outcome)
-                del asked, outcome
-        await goes_on(bridge)
-        gc.collect()
-        await cells.run("globals().pop('report', None)")
-        await nothing_is_kept(cells)
-        assert kept_and_late(bridge)[:5] == (0, 0, 0, 0, 0)
-
-
-async def _awaited(asked: Any) -> Any:
-    return await asked
-
-
-async def used(one: Held, cells: Bridge) -> None:
-    """Use it; what was asked as the connection broke is asked again."""
-    while True:
-        try:
-            await one.use(cells)
-        except TransportError:
-            await asyncio.sleep(0.05)
-        else:
-            return
+        await asked_while_cut(bridge, cells, cuts.cut)
 
 
 CLIENT = """
 import asyncio, sys
 sys.path[:0] = sys.argv[2:]
 from bridgehead import Bridge
-from kernel.connection.test_resources import ASKED, of_every_kind
+from support.resources import ASKED, of_every_kind
 
 async def main():
     bridge = await Bridge.attach(sys.argv[1])

@@ -34,28 +34,11 @@ from support.kit import (
     wired,
 )
 from support.promises import occupied
+from support.resources import later, nothing_is_kept, spin
 
 # A kernel can't import test modules, so what they define is pickled by value, as in a script.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 OWN = [sys.modules[__name__]]
-
-
-def _kept() -> tuple[int, ...]:
-    import sys
-
-    module: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
-    (remote,) = module._remotes.values()
-    resources, objects = remote.resources, remote.operations.values.kept
-    return tuple(map(len, (resources.known, resources.owners, remote.tasks.running, objects)))
-
-
-async def nothing_is_kept(kernel: Bridge) -> None:
-    async with asyncio.timeout(30):
-        while await kernel.call(_kept, by_value=OWN) != (0, 0, 0, 0):
-            await asyncio.sleep(0.02)
-        factory = "__import__('asyncio').get_event_loop().get_task_factory()"
-        while await kernel.pull(f"{factory} is None") is not True:
-            await asyncio.sleep(0.02)
 
 
 @pytest.fixture(params=LANES)
@@ -63,11 +46,6 @@ async def bridge(kernel: Bridge, request: pytest.FixtureRequest) -> AsyncIterato
     async with Bridge.attach(file_of(kernel), lane=request.param) as attached:
         yield attached
     await nothing_is_kept(kernel)
-
-
-async def later(value: Any, seconds: float = 0.0) -> Any:
-    await asyncio.sleep(seconds)
-    return value
 
 
 async def marks(name: str) -> None:
@@ -91,15 +69,6 @@ async def until_is(kernel: Bridge, name: str, value: str, *, now: bool = False) 
             (now or await kernel.exists(name)) and await kernel.pull(expression, now=now) == value
         ):
             await asyncio.sleep(0.02)
-
-
-def spin(seconds: float = 60) -> None:
-    """Compute in Python code, after a step in which the task has begun."""
-    import time
-
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        pass
 
 
 async def spins(report: Callable[[int], object], number: int) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import builtins
 import sys
 from time import monotonic
-from types import SimpleNamespace
 from typing import Any, Callable, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
@@ -197,7 +196,7 @@ class RunningIteration(Resource):
         self.is_awaited = False
         error, self._close_error = self._close_error, None
         if error is not None:
-            self._ignore(error)
+            DroppedError(error)
         self.close()
 
     def close(self) -> None:
@@ -229,16 +228,10 @@ class RunningIteration(Resource):
                 response, frames = error_response(error)
                 self._close_error, self._close_failure = error, (response, snapshot(frames))
             else:
-                self._ignore(error)
+                DroppedError(error)
         finally:  # the client waits for this, whatever hits the lines above
             self._error = None
             self._is_closed = True
-
-    def _ignore(self, error: BaseException) -> None:
-        """Do as Python does with an error of a generator that is dropped: no caller gets it."""
-        fields = {"exc_type": type(error), "exc_value": error, "err_msg": None}
-        trace = error.__traceback__
-        sys.unraisablehook(SimpleNamespace(exc_traceback=trace, object=self.iterator, **fields))
 
     def closing(self) -> HeaderAndFrames:
         """Say how far closing is, and what it raised; any thread may ask."""
@@ -369,6 +362,24 @@ def grouped(items: list[Any], encode: Any) -> tuple[list[list[int]], list[memory
         frames += parts
         at = end
     return groups, frames
+
+
+class DroppedError:
+    """Has Python report an error and ignore it, as that of a generator which is dropped.
+
+    Only what ``__del__`` raises does that. ``sys.unraisablehook`` takes objects that only the
+    interpreter can make.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        self.error: BaseException | None = error
+
+    def __del__(self) -> None:
+        try:
+            if self.error is not None:
+                raise self.error
+        finally:
+            self.error = None  # which refers to this frame
 
 
 class IterationTable:

@@ -226,7 +226,9 @@ class UserNamespace:
             kept.update(self.kept_in(expression))
         self.require_names(expressions, kept)
         plain = all(e.strip() in known or e.strip() in kept for e in expressions)
-        values: Any = tuple(self.evaluate(expression, objects) for expression in expressions)
+        values: Any = [self.evaluate(expression, objects) for expression in expressions]
+        # Not a generator's items: Python replaces a ``StopIteration`` that leaves a generator.
+        values = tuple(values)
         if header.get("names") is not None:
             values = dict(zip(header["names"], values))
         return self.encode(header, values, expressions, not plain)

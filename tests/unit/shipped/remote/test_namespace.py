@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from bridgehead import ProtocolError
+from bridgehead import ProtocolError, RemoteError
 from bridgehead._protocol import payload as _payload
 from support.bare import Space
 
@@ -93,6 +93,12 @@ def test_several_expressions_are_evaluated_before_any_is_pickled(space: Space) -
         "number, late = 1, Late()\n"
     )
     assert space.fetch("late", "number") == ("late", 1)
+
+
+def test_the_end_of_an_iterator_is_the_error_of_an_expression(space: Space) -> None:
+    with pytest.raises(RemoteError, match="^StopIteration") as caught:
+        space.fetch("1", "next(iter([]))")
+    assert type(caught.value.__cause__) is StopIteration
 
 
 def test_a_fetch_for_another_kernel_returns_what_that_kernel_can_bind(space: Space) -> None:
