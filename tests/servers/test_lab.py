@@ -65,6 +65,64 @@ kernel.run("numbers = [1, 2]\\nnumbers[3]")""",
     "import threading\n\nkernel.push(config={'lock': threading.Lock()})",
 ]
 
+IN_BOTH = """\
+import sys
+import matplotlib.pyplot as plt, pandas as pd
+from IPython.display import HTML, JSON, Javascript, Latex, clear_output, display, update_display"""
+
+# Each runs in the notebook's own kernel, and by ``run`` in a trusted and in an untrusted kernel.
+SHOWN = {
+    "streams": """\
+print("out", flush=True)
+print("err", file=sys.stderr, flush=True)
+print("out again\\x1b[31m red\\x1b[0m", flush=True)
+pd.Series([1, 2])""",
+    "figures": """\
+print("before")
+for number in (1, 2):
+    plt.figure(figsize=(2, 1))
+    plt.plot([1, 3, number])
+    plt.show()
+print("behind")
+figure = plt.figure(figsize=(3, 1)); figure.text(0.3, 0.5, "last"); figure""",
+    "tables": """\
+frame = pd.DataFrame({"n": [1, 2], "text": ["a", "<i>b</i>"]})
+display(frame)
+frame.style.background_gradient(subset="n")""",
+    "texts": """\
+display(HTML("<b onclick='alert(1)'>bold</b>"), Latex("$x^2$"), JSON({"a": [1]}))
+display(Javascript("window.ran = (window.ran || 0) + 1"))""",
+    "changes": """\
+print("never seen"); clear_output()
+display("first", display_id="shown"); update_display(HTML("<u>second</u>"), display_id="shown")""",
+}
+RESULTS = [
+    "from bridgehead import SyncBridge",
+    'kernel = SyncBridge.attach("training")',
+    'guarded = SyncBridge.attach("training", trust="data")',
+    f"code = {IN_BOTH!r}",
+    "exec(code)",
+    "kernel.run(code)",
+]
+RESULTS = [
+    "\n".join(RESULTS),
+    *(
+        cell
+        for code in SHOWN.values()
+        for cell in (code, f"kernel.run({code!r})", f"guarded.run({code!r})")
+    ),
+]
+
+# What a person sees of each output: its type, its text, and the size of its picture.
+LOOKS = """
+(outputs) => outputs.map((output) => {
+    const image = output.querySelector("img");
+    const size = image ? [image.naturalWidth, image.naturalHeight] : [];
+    return [output.querySelector("[data-mime-type]")?.dataset.mimeType
+        || output.dataset.mimeType, output.innerText, size];
+})
+"""
+
 # Keeps a kernel busy until the test has checked what the notebook shows meanwhile.
 BUSY = """
 while not __import__("os").path.exists("go"):
@@ -209,3 +267,17 @@ async def test_magics_and_errors_in_a_notebook(places: tuple[Lab, Beside], tmp_p
         await lab.theme(theme)
         await picture(lab.page, tmp_path / f"{theme}.png")
     assert lab.asked == []
+
+
+@pytest.mark.parametrize("places", [RESULTS], indirect=True)
+async def test_a_result_shows_what_the_cell_would_have(
+    places: tuple[Lab, Beside], tmp_path: Path
+) -> None:
+    lab, _ = places
+    await lab.page.locator(".jp-CodeCell .cm-content").first.click()
+    for number in range(1, len(RESULTS) + 1):
+        await lab.page.keyboard.press("Shift+Enter")
+        await lab.output(number).first.wait_for()
+    seen = [await lab.output(n).evaluate_all(LOOKS) for n in range(1, len(RESULTS) + 1)]
+    await picture(lab.page, tmp_path / "results.png")
+    print(seen, tmp_path)

@@ -207,7 +207,7 @@ class MapWork:
         error the index of its kernel.
         """
         self._source: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
-        hints = [length_hint(iterable, -1) for iterable in iterables]
+        hints = [_length(iterable) for iterable in iterables] if chunksize == "auto" else []
         self._total = min((hint for hint in hints if hint >= 0), default=None)
         self._ordered, self._chunksize, self._window = ordered, chunksize, window
         self._retries, self._goes_on, self._note = retries, return_exceptions, note
@@ -505,6 +505,14 @@ class MapWork:
         """Have all that wait look again."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _length(iterable: Iterable[Any]) -> int:
+    """Return about how many items there are; -1 if that is not known."""
+    try:
+        return length_hint(iterable, -1)
+    except Exception:  # noqa: BLE001 - many classes have a ``__len__`` that raises
+        return -1
 
 
 _NOTHING = object()

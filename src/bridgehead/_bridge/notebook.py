@@ -26,6 +26,10 @@ from bridgehead._transports.tasks import noted_on
 
 Path = str | os.PathLike[str]
 
+# The tags of cells with values of parameters. A notebook that papermill has run has both cells,
+# and the first of these binds the values of that run after the second.
+PARAMETERS = ("injected-parameters", "parameters")
+
 
 async def run_notebook(
     bridge: Bridge,
@@ -47,7 +51,8 @@ async def run_notebook(
         bridge: the bridge of the kernel.
         path: the notebook's file, which is not changed.
         parameters: names to live objects, pushed when the cell with the tag ``parameters`` has run,
-            or before all cells if there is none.
+            or the one with ``injected-parameters`` that papermill left behind it; before all cells
+            if there is none.
         save: where to write the notebook, also if a cell fails; None writes nothing. The file is
             written whole, or an earlier one stays as it was.
         timeout: seconds for each cell. After a timeout, and after a cancel of the run, the cell is
@@ -127,7 +132,10 @@ class NotebookRun:
 
     async def all(self, parameters: Mapping[str, Any]) -> None:
         """Run the cells, and stop at the first failure."""
-        marked = next((cell for cell in self._code if "parameters" in _tags(cell)), None)
+        await self._describe()
+        marked = next(
+            (cell for tag in PARAMETERS for cell in self._code if tag in _tags(cell)), None
+        )
         if parameters and marked is None:
             await self._bridge.push(parameters)
         try:
@@ -139,7 +147,6 @@ class NotebookRun:
                     await self._bridge.push(parameters)
         finally:
             self._notebook.metadata.update(self._widgets.metadata())
-        await self._describe()
 
     @property
     def place(self) -> str:

@@ -41,13 +41,13 @@ def _table_slice(sequence: Any, at: int, end: int) -> Any:
 
 
 def _joined_arrays(numpy: Any, parts: list[Any]) -> Any:
-    dtype = parts[0].dtype
-    # Without a dtype, numpy takes the byte order of this machine, closes gaps between fields, and
-    # drops metadata.
-    known = {"dtype": dtype} if all(part.dtype == dtype for part in parts) else {}
-    whole = numpy.concatenate(parts, **known)
-    # What numpy joins is a plain array, also if the parts are of another class, as a recarray.
-    return whole if type(whole) is type(parts[0]) else whole.view(type(parts[0]))
+    first = parts[0]
+    if any(part.dtype != first.dtype for part in parts):
+        return numpy.concatenate(parts).view(type(first))
+    # By itself, ``concatenate`` takes the byte order of this machine, closes gaps between fields,
+    # and drops metadata and what a class of arrays has.
+    whole = numpy.empty_like(first, shape=(sum(map(len, parts)), *first.shape[1:]))
+    return numpy.concatenate(parts, out=whole)
 
 
 def _joined_masked(ma: Any, parts: list[Any]) -> Any:
@@ -63,16 +63,17 @@ def _joined_masked(ma: Any, parts: list[Any]) -> Any:
 
 
 def _joined_frames(pandas: Any, parts: list[Any]) -> Any:
-    bare, is_series = [part.copy(deep=False) for part in parts], isinstance(parts[0], pandas.Series)
+    first, bare = parts[0], [part.copy(deep=False) for part in parts]
     for part in bare:  # pandas would compare these by ``==``
         part.attrs = {}
-        if is_series:
+        if isinstance(first, pandas.Series):
             part.name = None
     whole = pandas.concat(bare)
-    if _are_equal([part.attrs for part in parts]):
-        whole.attrs = parts[0].attrs
-    if is_series and _are_equal([part.name for part in parts]):
-        whole.name = parts[0].name
+    # What pandas documents for subclasses; of a series, this has its name.
+    for name in ("attrs", *first._metadata):  # noqa: SLF001
+        values = [getattr(part, name, None) for part in parts]
+        if hasattr(first, name) and _are_equal(values):
+            object.__setattr__(whole, name, values[0])
     return whole
 
 
@@ -116,12 +117,20 @@ def divided(sequence: Any, count: int) -> list[Any]:
     Raises:
         TypeError: it is of a type that cannot be divided and joined again.
     """
-    kind = _kind(sequence)
-    if kind is None or not getattr(sequence, "shape", (0,)):
-        raise TypeError(f"scatter() divides {TYPES}, not {type(sequence).__name__}")
+    kind, name = _kind(sequence), type(sequence).__name__
+    if kind is None:
+        raise TypeError(f"scatter() divides {TYPES}, not {name}")
+    if not getattr(sequence, "shape", (0,)):
+        raise TypeError(f"scatter() divides arrays along axis 0, and this {name} has no axes")
     base, more = divmod(len(sequence), count)
     ends = [(index + 1) * base + min(index + 1, more) for index in range(count)]
-    return [kind.cut(sequence, at, end) for at, end in zip([0, *ends], ends, strict=False)]
+    parts = [kind.cut(sequence, at, end) for at, end in zip([0, *ends], ends, strict=False)]
+    if type(parts[0]) is not type(sequence):  # such as a frame's class without ``_constructor``
+        raise TypeError(
+            f"scatter() cannot divide this {name}: a part of it is another type, "
+            f"{type(parts[0]).__name__}"
+        )
+    return parts
 
 
 def joined(parts: Sequence[Any]) -> Any:

@@ -102,7 +102,9 @@ def show_outputs(outputs: Iterable[Mapping[str, Any]], trust: str, otherwise: st
         one, nothing = shown_output(output, trust), False
         kind = one.get("output_type")
         if kind == "stream":
-            (sys.stderr if one["name"] == "stderr" else sys.stdout).write(str(one["text"]))
+            stream = sys.stderr if one["name"] == "stderr" else sys.stdout
+            stream.write(str(one["text"]))
+            stream.flush()  # a kernel collects each stream for itself, which loses their order
         elif kind == "error":
             sys.stderr.write("\n".join([*map(str, one.get("traceback") or ()), ""]))
         else:

@@ -118,6 +118,10 @@ PRINTERS = {
     "child": "import subprocess, sys\nsubprocess.run([sys.executable, '-c', {print!r}])",
     "shell": "!python -c {print!r}",
     "descriptor": "import os\nfor n in range(20_000): os.write(1, b'x' * 99 + b'\\n')",
+    "class": (
+        "import sys\nclass Text(str): pass\n"
+        "for n in range(20_000): sys.stdout.write(Text('x' * 99 + '\\n'))"
+    ),
     "await": (
         "import asyncio\nfor n in range(20_000):\n    print('x' * 99)\n"
         "    n % 999 or await asyncio.sleep(0)"
@@ -321,6 +325,29 @@ async def test_a_limit_holds_where_both_streams_are_one(bridge: Bridge) -> None:
     await bridge.run("sys.stderr = kept")
     assert (short.stdout, short.dropped) == ("x" * 60 + "\n", 0)
     assert (long.stdout.endswith("xend\n"), long.dropped) == (True, 404)
+
+
+async def test_what_forked_children_print_is_cut_in_the_kernel(bridge: Bridge) -> None:
+    await bridge.run(
+        "import multiprocessing, sys\n"
+        "def flood(name):\n"
+        "    for n in range(10_000): print(name * 99, file=getattr(sys, name))\n"
+        "fork = multiprocessing.get_context('fork')"
+    )
+    code = (
+        "children = [fork.Process(target=flood, args=[name]) for name in ('stdout', 'stderr')]\n"
+        "for child in children: child.start()\n"
+        "for child in children: child.join()\nprint('end')"
+    )
+    messages = bridge.messages()
+    result = await bridge.run(code, max_output=5000)
+    sent = [await anext(messages) for _ in range(len(messages))]
+    await messages.aclose()
+    assert sum(len(one.text) for one in sent if one.type == "stream") < 3 * 5000 + 200
+    assert len(result.stdout) + len(result.stderr) < 5000 + 200
+    whole = 10_000 * (len("stdout") + len("stderr")) * 99
+    assert whole - 2 * 5000 < result.dropped < whole + 30_000
+    assert result.stdout.endswith("end\n")
 
 
 async def test_what_a_forked_child_prints_is_not_lost(bridge: Bridge) -> None:

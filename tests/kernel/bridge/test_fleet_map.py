@@ -11,6 +11,7 @@ import gc
 import itertools
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -29,6 +30,7 @@ from bridgehead import (
     KernelDied,
     KernelRestarted,
     Message,
+    MissingInKernel,
     OutcomeUnknown,
     RemoteError,
     SyncFleet,
@@ -282,6 +284,87 @@ async def test_retries_give_the_items_of_a_dead_kernel_to_others(tmp_path: Path)
         assert sorted(bridge.state for bridge in fleet) == ["dead", "idle"]
 
 
+@pytest.mark.parametrize("retries", [2, 1])
+async def test_a_further_try_may_end_its_kernel_too(retries: int, tmp_path: Path) -> None:
+    def die_twice(n: int, folder: str) -> int:
+        if n == 7 and len(list(Path(folder).iterdir())) < 2:
+            Path(folder, str(os.getpid())).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return n
+
+    async with Fleet.launch(3) as fleet:
+        items = range(20), itertools.repeat(str(tmp_path))
+        results = fleet.map(die_twice, *items, retries=retries, return_exceptions=True)
+        found = [one async for one in results]
+        assert [n for n in found if n != 7 and type(n) is int] == [*range(7), *range(8, 20)]
+        assert found[7] == 7 if retries == 2 else type(found[7]) is KernelDied
+        assert sorted(bridge.state for bridge in fleet) == ["dead", "dead", "idle"]
+
+
+async def test_an_async_function_that_ends_its_kernel_loses_what_was_at_work_there() -> None:
+    async def die_at(n: int) -> int:
+        import asyncio
+
+        await asyncio.sleep(0.01)
+        if n == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return n
+
+    async with Fleet.launch(3) as fleet:
+        found = [one async for one in fleet.map(die_at, range(30), return_exceptions=True)]
+        lost = [n for n, one in enumerate(found) if type(one) is KernelDied]
+        assert 5 in lost
+        assert len(lost) <= 2  # both chunks of a kernel are at work
+        assert [n for n in found if type(n) is int] == [n for n in range(30) if n not in lost]
+        with pytest.raises(KernelDied):
+            await rest(fleet.map(die_at, range(30)))
+
+
+async def test_a_consumer_that_raises_or_is_cancelled_ends_the_work(fleet: Fleet) -> None:
+    async def consume(how: str) -> None:
+        async with fleet.map(nap, itertools.repeat(0.01)) as results:
+            async for _ in results:
+                if how == "raises":
+                    raise ZeroDivisionError
+                started.set()
+
+    with pytest.raises(ZeroDivisionError):
+        await consume("raises")
+    await nothing_is_left(fleet)
+    started = asyncio.Event()
+    task = asyncio.create_task(consume("is cancelled"))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async for _ in fleet.map(nap, itertools.repeat(0.01)):
+        break
+    await nothing_is_left(fleet)
+    assert await rest(fleet.map(abs, range(9))) == list(range(9))
+
+
+async def test_items_of_very_unequal_length_are_done_once(fleet: Fleet) -> None:
+    """The first items lead to large chunks, and a long one does not hold up the others."""
+    naps = [0.0] * 1000 + [0.6] + [0.0] * 1000 + [0.3] * 4
+    results = fleet.map(lambda s: time.sleep(s) or (s, os.getpid()), naps, chunksize="auto")
+    found = await rest(results)
+    assert [seconds for seconds, _ in found] == naps
+    assert {pid for _, pid in found} == {bridge.info.pid for bridge in fleet}
+
+
+async def test_without_any_kernel_only_an_empty_map_ends_well() -> None:
+    async with Fleet.launch(1) as fleet:
+        with pytest.raises(FleetError):
+            await fleet.run("__import__('os')._exit(1)")
+        for items in (range(3), itertools.count()):
+            for options in ({}, {"return_exceptions": True}):
+                with pytest.raises(KernelDied):
+                    await rest(fleet.map(abs, items, **options))
+        assert await rest(fleet.map(abs, [])) == []
+        await fleet.restart()
+        assert await rest(fleet.map(abs, range(3))) == [0, 1, 2]
+
+
 async def test_the_first_loss_ends_a_map_and_no_kernel_is_left() -> None:
     async with Fleet.launch(2) as fleet:
         found = []
@@ -429,6 +512,44 @@ async def test_a_map_reports_a_restart_that_no_call_has_reported() -> None:
 
 
 # ---------------------------------------------------------------- other work
+
+
+async def test_now_serves_all_kernels_while_each_runs_a_cell(fleet: Fleet) -> None:
+    await fleet.push(go_on=False)
+    cells = asyncio.ensure_future(fleet.run("import time\nwhile not go_on: time.sleep(0.01)"))
+    await until(lambda: all(bridge.state == "busy" for bridge in fleet))
+    try:
+        await fleet.push(x=[1], now=True)
+        await fleet.scatter("part", tuple(range(2 * KERNELS)), now=True)
+        assert await fleet.pull("len(x)", now=True) == [1] * KERNELS
+        assert await fleet.exists("x", now=True) == [True] * KERNELS
+        assert [names[0].name for names in await fleet.names("x", now=True)] == ["x"] * KERNELS
+        await fleet.delete("x", now=True)
+        assert not any(await fleet.exists("x", now=True))
+        assert await fleet.gather("part", now=True) == tuple(range(2 * KERNELS))
+        assert not cells.done()
+    finally:
+        await fleet.push(go_on=True, now=True)
+    await cells
+
+
+OWN = [sys.modules[__name__]]
+
+
+def squared(n: int) -> int:
+    return n * n
+
+
+async def test_by_value_sends_a_module_that_the_kernels_lack(fleet: Fleet) -> None:
+    with pytest.raises(FleetError) as caught:
+        await fleet.call(squared, 3)
+    assert {type(error) for error in caught.value.exceptions} == {MissingInKernel}
+    assert await fleet.call(squared, 3, by_value=OWN) == [9] * KERNELS
+    assert await fleet.submit(squared, 3, by_value=OWN) == 9
+    assert await rest(fleet.map(squared, range(9), by_value=OWN)) == [n * n for n in range(9)]
+    await fleet.push(f=squared, by_value=OWN)
+    await fleet.scatter("functions", [squared] * KERNELS, by_value=OWN)
+    assert await fleet.pull("f(2) + functions[0](3)") == [13] * KERNELS
 
 
 async def test_tasks_of_all_kernels_come_as_they_end(fleet: Fleet) -> None:

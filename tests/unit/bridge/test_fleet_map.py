@@ -77,8 +77,11 @@ def double(value: Any) -> Any:
 
 @pytest.mark.parametrize("chunksize", [1, 7, "auto"])
 @pytest.mark.parametrize("ordered", [True, False])
-async def test_each_item_is_done_once(fleet: Fleet, chunksize: Any, ordered: bool) -> None:
-    options: Any = {"chunksize": chunksize, "ordered": ordered}
+@pytest.mark.parametrize("window", [1, 3])
+async def test_each_item_is_done_once(
+    fleet: Fleet, chunksize: Any, ordered: bool, window: int
+) -> None:
+    options: Any = {"chunksize": chunksize, "ordered": ordered, "window": window}
     async with fleet.map(double, range(100), **options) as results:
         found = [result async for result in results]
     assert (found if ordered else sorted(found)) == [2 * n for n in range(100)]
@@ -149,7 +152,7 @@ async def test_results_of_any_kind_arrive_as_they_were(fleet: Fleet) -> None:
     assert repr(back) == repr(mixed)
 
 
-async def test_namespace_and_by_value_reach_the_kernels(fleet: Fleet) -> None:
+async def test_namespace_reaches_the_kernels(fleet: Fleet) -> None:
     for index, bridge in enumerate(fleet):
         await bridge.push(offset=10 * index)
     found = [n async for n in fleet.map(lambda n: n + offset - offset, range(5), namespace=True)]  # noqa: F821
@@ -233,6 +236,44 @@ async def test_what_the_iterable_raises_comes_after_the_results_before_it(fleet:
                 found.append(result)
         assert sorted(found) == [2 * n for n in range(10)]
         assert [result async for result in results] == []
+
+
+class Odd:
+    """An iterable with an error in one of its methods."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+
+    def __iter__(self) -> Iterator[int]:
+        if self.method == "iter":
+            raise LookupError(self.method)
+        return self
+
+    def __next__(self) -> int:
+        raise LookupError(self.method) if self.method == "next" else StopIteration
+
+    def __len__(self) -> int:
+        raise NotImplementedError if self.method == "len" else TypeError
+
+
+@pytest.mark.parametrize("chunksize", [1, "auto"])
+async def test_an_iterable_that_raises_at_once(fleet: Fleet, chunksize: Any) -> None:
+    options: Any = {"chunksize": chunksize, "return_exceptions": True}
+    with pytest.raises(LookupError, match="iter"):  # as by the builtin ``map``
+        fleet.map(double, Odd("iter"), **options)
+    with pytest.raises(LookupError, match="next"):
+        await anext(fleet.map(double, Odd("next"), **options))
+    # Its length is not needed: many classes have one that raises.
+    assert [n async for n in fleet.map(double, Odd("len"), **options)] == []
+    with pytest.raises(TypeError, match="not iterable"):
+        fleet.map(double, fleet.map(double, [1]), **options)  # type: ignore[arg-type]
+
+
+async def test_a_map_in_the_loop_of_another(fleet: Fleet) -> None:
+    found = []
+    async for n in fleet.map(double, range(5)):
+        found.append([m async for m in fleet.map(double, range(n), window=1)])
+    assert found == [[2 * m for m in range(2 * n)] for n in range(5)]
 
 
 async def test_a_cancelled_future_in_the_iterable_is_raised_after_the_results(

@@ -125,6 +125,65 @@ async def test_a_ref_of_one_kernel_is_refused_before_anything_is_sent(fleet: Fle
 
 # ---------------------------------------------------------------- sequences
 
+
+class Measured(np.ndarray):
+    """An array with an attribute, which it keeps in a pickle."""
+
+    unit: Any = None
+
+    def __array_finalize__(self, of: Any) -> None:
+        self.unit = getattr(of, "unit", None)
+
+    def __reduce__(self) -> Any:
+        made, args, state = super().__reduce__()[:3]
+        return made, args, (state, self.unit)
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state[0])
+        self.unit = state[1]
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()} {self.unit}"
+
+
+class Survey(pd.DataFrame):
+    """A frame with an attribute, as pandas documents it for subclasses."""
+
+    _metadata = ["place"]  # noqa: RUF012 - as pandas has it
+
+    @property
+    def _constructor(self) -> Any:
+        return Survey
+
+
+def measured() -> Any:
+    array = np.arange(7.0).view(Measured)
+    array.unit = "m"
+    return array
+
+
+def survey() -> Any:
+    frame = Survey({"n": range(7)})
+    frame.place = "here"
+    return frame
+
+
+LEVELS = pd.MultiIndex.from_arrays(
+    [
+        pd.Categorical(list("xyxyxyx"), categories=list("xyz")),
+        [1.5, None, 2.5, 2.5, None, 3.0, 4.0],
+        pd.date_range("2024-01-01", periods=7, tz="UTC"),
+    ],
+    names=["kind", None, "when"],
+)
+SPARSE = pd.DataFrame(
+    {
+        "zeros": pd.arrays.SparseArray([0, 0, 1, 0, 2, 0, 0]),
+        "fives": pd.arrays.SparseArray([5, 5, 1, 5, 2, 5, 5], fill_value=5),
+        "none": pd.arrays.SparseArray([np.nan] * 6 + [1.0]),
+    }
+)
+NESTED = np.dtype([("a", "i4"), ("b", [("c", "f8"), ("d", "U3")]), ("o", object)])
 FRAME = pd.DataFrame(
     {
         "n": range(7),
@@ -167,6 +226,33 @@ SEQUENCES: dict[str, Any] = {
     "indexed": FRAME.set_index("text"),
     "series": FRAME["when"],
     "table": pa.table({"n": [1, 2, 3, 4], "t": ["a", None, "c", "d"]}),
+    "chunks": pa.table(
+        {
+            "n": pa.chunked_array([[1, 2], [], [3], [4, 5, None]]),
+            "k": pa.chunked_array(
+                [pa.array(["x", "y"]).dictionary_encode(), pa.array([*"zyzy"]).dictionary_encode()]
+            ),
+        }
+    ).replace_schema_metadata({"key": "value"}),
+    "nested rows": pa.table({"a": [[1], None, [2, 3]], "b": [{"x": 1}, None, {"x": 2}]}),
+    "structures": np.array([(1, (2.0, "a"), None), (3, (4.0, "bcd"), [5])] * 3, NESTED),
+    "objects": np.array([1, "a", None, [1], {2}], object),
+    "dates": np.arange(7).astype("M8[ns]"),
+    "no columns": np.zeros((5, 0)),
+    "matrix": np.arange(10).reshape(5, 2).view(np.matrix),
+    "columns first": np.asfortranarray(np.arange(20.0).reshape(5, 4)),
+    "class of arrays": measured(),
+    "class of frames": survey(),
+    "multi-index": FRAME.set_axis(LEVELS),
+    "multi-index of columns": pd.DataFrame(np.ones((4, 7)), columns=LEVELS),
+    "multi-index of a series": FRAME["n"].set_axis(LEVELS),
+    "sparse": SPARSE,
+    "sparse series": SPARSE["fives"],
+    "every hour": FRAME.set_axis(pd.date_range("2024-01-01", periods=7, freq="h")),
+    "range": FRAME.set_axis(pd.RangeIndex(3, 17, 2, name="r")),
+    "twice the same": pd.DataFrame(np.ones((5, 3)), columns=list("aab"), index=[1, 1, 1, 2, 2]),
+    "only an index": pd.DataFrame(index=range(5)),
+    "arrow inside": pd.DataFrame({"s": pd.array(["a", None, "c"], dtype="string[pyarrow]")}),
     "rows without columns": pa.table({"n": [1, 2, 3, 4]}).select([]),
 }
 
@@ -176,10 +262,21 @@ class Pair(NamedTuple):
     other: int
 
 
+class Rows(list[Any]):
+    pass
+
+
+class Frame(pd.DataFrame):
+    pass
+
+
 def equal(one: Any, other: Any) -> bool:
     assert type(one) is type(other)
     if isinstance(one, pd.DataFrame):
-        pd.testing.assert_frame_equal(one, other)
+        pd.testing.assert_frame_equal(one, other, check_flags=True)
+        assert type(one.index) is type(other.index)
+        if isinstance(one, Survey):
+            assert one.place == other.place
         return repr(one.attrs) == repr(other.attrs)
     if isinstance(one, pd.Series):
         pd.testing.assert_series_equal(one, other)
@@ -189,8 +286,8 @@ def equal(one: Any, other: Any) -> bool:
     if isinstance(one, np.ndarray):
         same = one.dtype == other.dtype and one.dtype.metadata == other.dtype.metadata
         return same and repr(one) == repr(other)
-    if isinstance(one, pa.Table) and one.num_rows != other.num_rows:
-        return False
+    if isinstance(one, pa.Table):
+        return one.num_rows == other.num_rows and one.equals(other, check_metadata=True)
     return bool(one == other)
 
 
@@ -249,9 +346,18 @@ async def test_gather_takes_an_expression(fleet: Fleet) -> None:
 
 
 async def test_scatter_and_gather_refuse_other_types(fleet: Fleet) -> None:
-    for value in ("text", {1, 2}, range(3), np.array(1), iter([1]), Pair(1, 2)):
-        with pytest.raises(TypeError, match=r"scatter\(\) divides lists, tuples"):
+    others = ("text", b"bytes", {1, 2}, {1: 2}, range(3), iter([1]), (n for n in [1]), None, 1)
+    parts_of_others = (Pair(1, 2), Rows([1]), pd.Index([1]), pa.array([1]), pa.record_batch({}))
+    for value in (*others, *parts_of_others):
+        name = type(value).__name__
+        with pytest.raises(TypeError, match=rf"scatter\(\) divides lists, tuples.* not {name}$"):
             await fleet.scatter("x", value)
+    for array in (np.array(1), np.ma.masked):
+        with pytest.raises(TypeError, match=r"along axis 0, and this \w+ has no axes$"):
+            await fleet.scatter("x", array)
+    with pytest.raises(TypeError, match="this Frame: a part of it is another type, DataFrame$"):
+        await fleet.scatter("x", Frame({"n": range(3)}))
+    assert await fleet.exists("x") == [False] * 3
     await fleet.push(x="text")
     with pytest.raises(TypeError, match=r"gather\(\) joins .* not str"):
         await fleet.gather("x")

@@ -66,6 +66,24 @@ async def test_without_a_cell_for_them_parameters_come_first(
     assert outputs(notebook)[0][0]["data"] == {"text/plain": "5"}
 
 
+@pytest.mark.parametrize(
+    "tags",
+    [
+        [["parameters"], ["parameters"], []],  # the first one is meant
+        [["parameters"], ["injected-parameters"], []],  # papermill has run it before
+        [["injected-parameters"], [], ["parameters"]],
+        [["parameters", "skip-execution"], ["injected-parameters"], []],
+    ],
+)
+async def test_parameters_win_over_those_of_an_earlier_run(
+    loopback: Bridge, tmp_path: Path, tags: list[list[str]]
+) -> None:
+    first = tags[1] == ["injected-parameters"]
+    cells = [("x = y = 1", tags[0]), ("x = 2" if first else "y = 3", tags[1]), ("x", tags[2])]
+    notebook = await run_notebook(loopback, written(tmp_path, *cells), parameters={"x": 5})
+    assert outputs(notebook)[2][0]["data"] == {"text/plain": "5"}
+
+
 async def test_the_first_failure_ends_the_run(loopback: Bridge, tmp_path: Path) -> None:
     import nbformat
 

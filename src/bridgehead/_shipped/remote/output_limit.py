@@ -6,7 +6,8 @@ and the display publisher of ipykernel. It knows no request.
 Facts this file rests on, read and measured (ipykernel 6.31 and 7.4, IPython 9):
 
 - What a child process writes reaches ``write`` of the stream, in a thread, with the header of the
-  newest cell. So does what is written to the descriptor.
+  newest cell. So does what is written to the descriptor. A forked child of Python prints by a
+  message of its own instead, which passes no ``write`` of the kernel.
 - IPython replaces ``write`` for the time of a plain cell, and keeps what comes there in the
   history. A limit that is set inside of that, when the code begins, limits both.
 - A child's last 64 KiB may still be in the pipe when the cell's code has ended.
@@ -40,7 +41,7 @@ class OutputLimit:
     def __init__(self, most: int) -> None:
         """Let ``most`` characters pass, of streams and displays together."""
         self.excerpt = Excerpt(most)
-        self._process = os.getpid()
+        self._process, self._fork_room = os.getpid(), most  # each fork counts down its own
         self._lock = RLock()  # any thread may print, and so may a signal handler
         self._replaced: list[tuple[Any, Any, Any]] = []
         self._marked = 0  # how much had been dropped at the last line that stands for it
@@ -75,10 +76,13 @@ class OutputLimit:
         write = stream.write
 
         def limited(text: Any, *args: Any, **kwargs: Any) -> Any:
-            if os.getpid() != self._process:  # a fork: what it holds would never be printed
+            if not issubclass(type(text), str) or (
+                stream.parent_header.get("msg_id") != self._cell
+            ):
                 return write(text, *args, **kwargs)
-            if type(text) is not str or stream.parent_header.get("msg_id") != self._cell:
-                return write(text, *args, **kwargs)
+            text = str.__str__(text)  # of a subclass, whose methods are the user's
+            if os.getpid() != self._process:
+                return self._write_in_fork(stream, write, text)
             with self._lock:
                 head = self.excerpt.take(stream, text)
                 if head:
@@ -87,6 +91,18 @@ class OutputLimit:
 
         stream.write = limited
         self._replaced.append((stream, write, limited))
+
+    def _write_in_fork(self, stream: Any, write: Any, text: str) -> Any:
+        """Print a text of a forked child, whose copy of the excerpt would never be printed."""
+        self._fork_room -= len(text)
+        if self._fork_room >= 0 or type(getattr(stream, "_fid", None)) is not int:
+            return write(text)
+        # The kernel reads the descriptor, as of any child, and cuts. It reads in pieces, which may
+        # damage a character at their ends, so what is within the limit does not go this way.
+        rest = memoryview(text.encode("utf-8", "backslashreplace"))
+        while rest:
+            rest = rest[os.write(stream._original_stdstream_fd, rest) :]
+        return len(text)
 
     def pass_on(self) -> None:
         """Send what is held: an error is about to be shown, and belongs behind it."""
