@@ -84,7 +84,8 @@ for number in (1, 2):
     plt.plot([1, 3, number])
     plt.show()
 print("behind")
-figure = plt.figure(figsize=(3, 1)); figure.text(0.3, 0.5, "last"); figure""",
+figure, axes = plt.subplots(figsize=(3, 1))
+figure""",
     "tables": """\
 frame = pd.DataFrame({"n": [1, 2], "text": ["a", "<i>b</i>"]})
 display(frame)
@@ -270,14 +271,27 @@ async def test_magics_and_errors_in_a_notebook(places: tuple[Lab, Beside], tmp_p
 
 
 @pytest.mark.parametrize("places", [RESULTS], indirect=True)
-async def test_a_result_shows_what_the_cell_would_have(
-    places: tuple[Lab, Beside], tmp_path: Path
-) -> None:
+async def test_a_result_shows_what_the_cell_would_have(places: tuple[Lab, Beside]) -> None:
     lab, _ = places
     await lab.page.locator(".jp-CodeCell .cm-content").first.click()
     for number in range(1, len(RESULTS) + 1):
         await lab.page.keyboard.press("Shift+Enter")
         await lab.output(number).first.wait_for()
     seen = [await lab.output(n).evaluate_all(LOOKS) for n in range(1, len(RESULTS) + 1)]
-    await picture(lab.page, tmp_path / "results.png")
-    print(seen, tmp_path)
+    shown = dict(zip(SHOWN, zip(seen[1::3], seen[2::3], seen[3::3], strict=True), strict=True))
+    for name, (own, result, inert) in shown.items():
+        assert result == own, name
+        if name in ("streams", "figures"):
+            assert inert == own
+            continue
+        assert len(inert) == sum(1 for _, text, _ in own if text) + (name == "texts")
+        for kind, text, _ in inert:
+            assert kind == "text/plain"
+            assert "[not shown, because only data of this kernel is trusted: " in text
+    names = [kind.rpartition(".")[2] for kind, _, _ in shown["streams"][1]]
+    assert names == ["stdout", "stderr", "stdout", "text/plain"]
+    assert [bool(size) for *_, size in shown["figures"][1]] == [0, 1, 1, 0, 1, 1]
+    assert [kind for kind, _, _ in shown["tables"][1]] == ["text/html"] * 2
+    assert [text for _, text, _ in shown["changes"][1]] == ["second"]
+    assert await lab.page.evaluate("window.ran") == 2  # not by the kernel that is not trusted
+    assert lab.asked == []

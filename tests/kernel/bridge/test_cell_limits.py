@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -81,6 +82,50 @@ async def test_a_cell_that_ignores_the_interrupt_ends_here(bridge: Bridge) -> No
     assert await bridge.pull("ended")
 
 
+RESISTS = {
+    "it catches the interrupt": (
+        "try: time.sleep(60)\nexcept KeyboardInterrupt: print('caught')\n'value'",
+        "was interrupted$",
+    ),
+    "it raises something else": (
+        "try: time.sleep(60)\nexcept KeyboardInterrupt: raise ValueError",
+        "was interrupted$",
+    ),
+    "it has a handler of its own": (
+        "import signal\nold = signal.signal(2, lambda *of: None)\n"
+        "while not free: time.sleep(0.01)\nsignal.signal(2, old)",
+        "has not ended",
+    ),
+    "it blocks the signal": (
+        "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [2])\n"
+        "while not free: time.sleep(0.01)\nsignal.pthread_sigmask(signal.SIG_UNBLOCK, [2])",
+        "has not ended",
+    ),
+    "its end takes long": (
+        "try: time.sleep(60)\nfinally:\n    while not free: time.sleep(0.01)",
+        "has not ended",
+    ),
+    "it awaits": (
+        "import asyncio\ntry: await asyncio.sleep(60)\n"
+        "except asyncio.CancelledError: print('cancelled')",
+        "was interrupted$",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", RESISTS)
+async def test_whatever_a_cell_does_at_the_interrupt_it_ends_here(live: Bridge, how: str) -> None:
+    code, words = RESISTS[how]
+    await live.run("import time\nfree = False")
+    async with reported_within(2):
+        with pytest.raises(RunTimeout, match=words) as caught:
+            await live.run(code, timeout=0.5, on_timeout="interrupt")
+    if how == "it catches the interrupt":
+        assert caught.value.result.data["text/plain"] == "'value'"
+    await live.push(free=True, now=True)
+    await goes_on(live)
+
+
 async def test_a_value_is_not_interrupted_at_the_deadline(bridge: Bridge) -> None:
     with pytest.raises(RunTimeout, match="or pull= is still being evaluated$"):
         await bridge.run("import time", pull=["time.sleep(3)"], timeout=0.3, on_timeout="interrupt")
@@ -147,6 +192,40 @@ async def test_a_limit_leaves_the_users_hook_for_errors(bridge: Bridge) -> None:
     with pytest.raises(RemoteError):
         await bridge.run("1/0", max_output=100)
     assert not await bridge.pull("'_showtraceback' in vars(shell)")
+
+
+FLOODS = {
+    "child": (
+        "subprocess.run([sys.executable, '-c', 'for n in range(1000): print(\"x\" * 99_999)'])"
+    ),
+    "threads": (
+        "def flood():\n    for n in range(250): print('x' * 99_999)\n"
+        "threads = [threading.Thread(target=flood) for n in range(4)]\n"
+        "for one in threads: one.start()\nfor one in threads: one.join()"
+    ),
+    "descriptor": (
+        "for n in range(1000):\n    left = memoryview(b'x' * 99_999 + b'\\n')\n"
+        "    while left: left = left[os.write(1, left):]"
+    ),
+    "fork": (
+        "child = os.fork()\nif not child:\n"
+        "    for n in range(1000): print('x' * 99_999)\n    os._exit(0)\nos.waitpid(child, 0)"
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", FLOODS)
+async def test_a_hundred_million_characters_take_no_memory(bridge: Bridge, how: str) -> None:
+    await bridge.run("import os, resource, subprocess, sys, threading")
+    peak = "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10"  # MB
+    before = await bridge.pull(peak), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    result = await bridge.run(FLOODS[how], max_output=1000)
+    assert len(result.stdout) < 1100
+    assert 10**8 - 2100 < result.dropped < 10**8 + 100
+    after = await bridge.pull(peak), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    assert max(after[0] - before[0], after[1] - before[1]) < 30
+    assert (await bridge.run("print('y' * 5000)")).stdout == "y" * 5000 + "\n"
 
 
 @pytest.mark.parametrize("how", PRINTERS)

@@ -51,6 +51,20 @@ async def test_rich_outputs_and_their_updates_are_in_the_result(kernel: Bridge) 
     assert result.stdout == "kept\n"
 
 
+async def test_a_result_shows_its_streams_in_their_order(kernel: Bridge) -> None:
+    """The kernel of a notebook collects each of its streams for itself."""
+    code = "\n".join(
+        f"print({n}, file=sys.{name}, flush=True)"
+        for n, name in enumerate(["stdout", "stderr"] * 3)
+    )
+    result = await kernel.run(f"import sys\n{code}")
+    shown = await kernel.run(
+        "result._ipython_display_()", push={"result": result}, store_history=False
+    )
+    assert [output["text"] for output in shown.outputs] == [f"{n}\n" for n in range(6)]
+    assert shown.outputs == result.outputs
+
+
 async def test_on_output_gets_clear_output_messages(kernel: Bridge) -> None:
     received: list[tuple[str, object]] = []
     cell = "from IPython.display import clear_output\nprint('cleared', flush=True)\n"

@@ -342,6 +342,22 @@ async def test_what_on_input_raises_ends_the_cell(loopback: Bridge) -> None:
         await loopback.run("input()", on_input=wrong)
 
 
+async def test_an_answer_may_take_its_time(loopback: Bridge) -> None:
+    async def answer(prompt: str, password: bool) -> str:
+        await asyncio.sleep(0.2)
+        return "late"
+
+    async def fail(prompt: str, password: bool) -> str:
+        await asyncio.sleep(0.05)
+        raise LookupError("no answer")
+
+    result = await loopback.run("input()", on_input=answer)
+    assert result.data["text/plain"] == "'late'"
+    with pytest.raises(LookupError, match="no answer"):
+        await loopback.run("input()\nran = True", on_input=fail)
+    assert not await loopback.exists("ran")
+
+
 async def test_only_the_last_question_is_answered(loopback: Bridge) -> None:
     """A kernel may ask without waiting for the answer."""
     begun, ended = [], []

@@ -6,6 +6,8 @@ import asyncio
 import sys
 import threading
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -320,14 +322,39 @@ async def test_gather_gives_the_polars_table_that_was_scattered(fleet: Fleet, ma
     import polars as pl
 
     frame = pl.DataFrame(
-        {"n": [1, None, 3, 4, 5, 6, 7], "text": list("abcdefg"), "kind": list("xyxyxyx")},
-        schema={"n": pl.Int64, "text": pl.String, "kind": pl.Categorical},
+        {
+            "n": [1, None, 3, 4, 5, 6, 7],
+            "text": list("abcdefg"),
+            "kind": ["y", "x", None, "z", "y", "x", "w"],
+            "level": list("hlhlhlh"),
+            "list": [[1], [], None, [2, None], [3], [4], [5]],
+            "pair": [{"a": n, "b": str(n)} for n in range(7)],
+            "when": [datetime(2024, 1, 1 + n, tzinfo=UTC) for n in range(7)],
+            "price": [Decimal(n) / 4 for n in range(7)],
+            "nothing": [None] * 7,
+        },
+        schema={
+            "n": pl.Int64,
+            "text": pl.String,
+            "kind": pl.Categorical,
+            "level": pl.Enum(["l", "h"]),
+            "list": pl.List(pl.Int8),
+            "pair": pl.Struct({"a": pl.Int32, "b": pl.Categorical}),
+            "when": pl.Datetime("us", "UTC"),
+            "price": pl.Decimal(10, 2),
+            "nothing": pl.Null,
+        },
     )
-    for table in (frame[:many], frame["text"][:many]):
+    chunks = pl.concat([frame[:1], frame[1:1], frame[1:]], rechunk=False)
+    whole = (frame, chunks, frame["text"], frame["kind"], frame["level"], frame.select([]))
+    for table in [one[:many] for one in whole]:
         await fleet.scatter("part", table)
         assert {type(part) for part in await fleet.pull("part")} == {type(table)}
         back = await fleet.gather("part")
         assert type(back) is type(table)
+        assert repr(back.dtype if isinstance(back, pl.Series) else back.schema) == repr(
+            table.dtype if isinstance(table, pl.Series) else table.schema
+        )
         assert back.equals(table)
 
 
