@@ -109,7 +109,7 @@ async def test_a_stopped_server_is_named_in_the_error(
             Bridge.connect(jupyterhub.server("stopped"), token, timeout=ASKED), "is stopped"
         )
     assert f"the server stopped/ of the JupyterHub at {jupyterhub.url}hub/ is stopped" in text
-    assert "pass start_server=True" in text
+    assert "or with start_server=True" in text
     assert "within 5 s" in text
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
     assert "waiting" in caplog.text
@@ -208,7 +208,7 @@ async def test_the_command_line_has_a_server_started(
         ran = await command(*arguments, "--timeout", f"{ASKED:g}")
         text = ran.refused(3)
         assert f"the server ian/ of the JupyterHub at {jupyterhub.url}hub/ is stopped" in text
-        assert "use bridgehead start --url ADDRESS --start-server" in text
+        assert "home, or with bridgehead start --url ADDRESS --start-server" in text
     ran = await command("start", "--start-server", "--timeout", f"{STARTS:g}")
     assert ran.out.startswith(f"{url}api/kernels/"), ran.err
     assert (await command("run", "-c", "6 * 7")).out == "42\n"

@@ -27,6 +27,7 @@ from bridgehead._errors import BridgeError, InsecureConnection, KernelNotFound
 from bridgehead._kernels.connection_file import not_itself, own_id, read
 from bridgehead._kernels.listeners import listens
 from bridgehead._protocol.formatting import line, short_list
+from bridgehead._protocol.spelling import spelled
 from bridgehead._transports.addresses import is_loopback
 from bridgehead._transports.base import Transport
 from bridgehead._transports.tasks import finish, noted_on
@@ -132,8 +133,8 @@ async def start(
 def _check_is_of_hub(rest: Rest) -> None:
     if rest.hub is None:
         raise ValueError(
-            "start_server= is for a server of a JupyterHub; its address has the user's name, as in "
-            f"https://hub/user/NAME/, and this one is {rest.url}"
+            f"{spelled('start_server=')} is for a server of a JupyterHub; its address has the "
+            f"user's name, as in https://hub/user/NAME/, and this one is {rest.url}"
         )
 
 
@@ -225,7 +226,7 @@ async def _latest(rest: Rest) -> str:
     if not found:
         other = "" if this is None else "other "
         raise KernelNotFound(
-            f"{rest.url} has no {other}kernel, or lists none; connect() starts one"
+            f"{rest.url} has no {other}kernel, or lists none; {spelled('connect()')} starts one"
         )
     return str(max(found, key=lambda kernel: str(kernel.get("last_activity"))).get("id"))
 
@@ -406,9 +407,11 @@ def _parsed(url: str) -> JupyterServer:
             f"{parts.scheme}:// is not the address of a server; use http:// or https://"
         )
     if "token=" in parts.path.lower():
-        raise ValueError("the token in the address follows no '?'; pass token=")
+        raise ValueError(f"the token in the address follows no '?'; pass {spelled('token=')}")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("the address of the server contains a user or password; pass token=")
+        raise ValueError(
+            f"the address of the server contains a user or password; pass {spelled('token=')}"
+        )
     base, page = _server_and_page(HUB_PAGES.sub(r"\1/user/", parts.path, count=1))
     kernel_id = page[2] if page[:2] == ["api", "kernels"] and len(page) > 2 else None
     token = parse_qs(parts.query).get("token", [""])[0]
@@ -488,5 +491,6 @@ def _check_secure(url: str, insecure: frozenset[str]) -> None:
     raise InsecureConnection(
         f"{url} is on another machine and uses plain http, so others on the network can read "
         "token and data (use https://, or forward the port with SSH to 127.0.0.1); "
-        "insecure=['plain-tcp'] would allow it"
+        + spelled("insecure=['plain-tcp']")
+        + " would allow it"
     )

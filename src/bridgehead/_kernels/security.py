@@ -24,6 +24,7 @@ from bridgehead._errors import (
     KernelNotFound,
     NotSupported,
 )
+from bridgehead._protocol.spelling import spelled
 from bridgehead._transports.addresses import stays_here
 
 Insecurity = Literal["empty-key", "plain-tcp"]
@@ -61,7 +62,7 @@ def checked(info: Mapping[str, Any], where: str, insecure: frozenset[str]) -> di
     if refused:
         names = [name for name in INSECURITIES if name in insecure or name in found]
         raise InsecureConnection(
-            f"{where} {', and '.join(refused)}; insecure={names} would allow it"
+            f"{where} {', and '.join(refused)}; {spelled(f'insecure={names}')} would allow it"
         )
     return {**info, "key": info.get("key") or ""}
 

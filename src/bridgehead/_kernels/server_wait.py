@@ -10,6 +10,7 @@ import asyncio
 import logging
 
 from bridgehead._errors import KernelNotFound, TransportError
+from bridgehead._protocol.spelling import spelled
 from bridgehead._transports.base import Transport
 from bridgehead._transports.jupyterhub import ABSENT, HubServer, State
 from bridgehead._transports.rest import Rest
@@ -17,14 +18,14 @@ from bridgehead._transports.rest import Rest
 ADVICE = {
     "missing": (
         "if the end of the address is a page of the user's server, use {hub.default}; with "
-        "start_server=True the Hub makes a server of this name"
+        "{start} the Hub makes a server of this name"
     ),
-    "stopped": "start it at {hub.hub}home, or pass start_server=True",
-    "starting": "pass a longer timeout=, or look at {hub.hub}home how far it is",
+    "stopped": "start it at {hub.hub}home, or with {start}",
+    "starting": "pass a longer {timeout}, or look at {hub.hub}home how far it is",
     "stopping": "try again when it has stopped",
     "running": "its process may have ended, which the Hub notices after a while",
     "unknown": (
-        "check the user's name, look at {hub.hub}home, or pass start_server=True; a token with the "
+        "check the user's name, look at {hub.hub}home, or start it with {start}; a token with the "
         "scope read:servers!server={hub.label} would see whether it starts"
     ),
 }
@@ -123,4 +124,5 @@ def _is(state: State) -> str:
 
 
 def _advice(hub: HubServer, state: State) -> str:
-    return ADVICE[state].format(hub=hub)
+    arguments = {"start": spelled("start_server=True"), "timeout": spelled("timeout=")}
+    return ADVICE[state].format(hub=hub, **arguments)

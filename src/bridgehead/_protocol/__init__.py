@@ -13,4 +13,5 @@ must agree on is in ``_shipped.wire``.
 - ``results``, ``ref``: what operations return to the user.
 - ``display``: what of a kernel's outputs is shown.
 - ``formatting``: values as one line of text, or as an HTML table.
+- ``spelling``: the arguments that messages advise, as their reader writes them.
 """

@@ -25,6 +25,7 @@ from bridgehead._errors import (
     UntrustedPayload,
 )
 from bridgehead._protocol.raising import too_large
+from bridgehead._protocol.spelling import spelled
 from bridgehead._shipped import reducers as _reducers  # noqa: F401 - they fill a table
 from bridgehead._shipped.wire import pickling
 from bridgehead._shipped.wire.digest import Buffer
@@ -407,7 +408,8 @@ def decode_data(frames: Sequence[Buffer], allow: Mapping[str, type]) -> Any:
     except WireError as error:
         if error.kind == "untrusted":
             raise UntrustedPayload(
-                f"{error}; it was not opened, because only data is trusted (see allow= and trust=)",
+                f"{error}; it was not opened, because only data is trusted (see "
+                f"{spelled('allow= and trust=')})",
                 type=str(error.details.get("type", "")),
             ) from None
         if error.kind == "missing":

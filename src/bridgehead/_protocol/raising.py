@@ -28,6 +28,7 @@ from bridgehead._errors import (
     UntrustedPayload,
 )
 from bridgehead._protocol.bootstrap import remote_source
+from bridgehead._protocol.spelling import spelled
 from bridgehead._shipped.wire.header import CELL_ERROR, KEPT, PYTHON
 from bridgehead._shipped.wire.pickling import decode
 
@@ -157,7 +158,7 @@ def _incompatible(error: Mapping[str, Any], message: str, limit: int | None) -> 
 def _untrusted(error: Mapping[str, Any], message: str, limit: int | None) -> UntrustedPayload:
     return UntrustedPayload(
         f"{message}; it was not opened, because only data is trusted. "
-        "Pass allow= or trust='pickle' to open it",
+        "Pass " + spelled("allow= or trust='pickle'") + " to open it",
         type=as_text(error.get("type")),
     )
 

@@ -30,6 +30,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import httpx
 
 from bridgehead._errors import KernelNotFound
+from bridgehead._protocol.spelling import spelled
 
 State = Literal["missing", "stopped", "starting", "running", "stopping", "unknown"]
 ABSENT: tuple[State, ...] = ("missing", "stopped")
@@ -220,8 +221,8 @@ class HubServer:
                 f"expired or revoked; get another at {self.hub}token"
             )
         raise KernelNotFound(
-            f"the JupyterHub at {self.hub} wants a token ({reason}); pass token=, which you get at "
-            f"{self.hub}token"
+            f"the JupyterHub at {self.hub} wants a token ({reason}); pass {spelled('token=')}, "
+            f"which you get at {self.hub}token"
         )
 
     async def _ask(self, method: str, path: str) -> httpx.Response:

@@ -22,6 +22,7 @@ import httpx
 
 from bridgehead._errors import BridgeError, InsecureConnection, KernelNotFound, TransportError
 from bridgehead._protocol.formatting import line, short_list
+from bridgehead._protocol.spelling import spelled
 from bridgehead._transports.addresses import is_loopback
 from bridgehead._transports.base import Transport
 from bridgehead._transports.jupyterhub import HubServer, is_of_hub
@@ -272,7 +273,7 @@ class Rest:
         if is_of_hub(response) and self.hub is None:
             return self._hub_itself(response)
         where = self._quoted(response.headers.get("location", "another page"))
-        todo = "check the address" if self._has_token else "pass token="
+        todo = "check the address" if self._has_token else f"pass {spelled('token=')}"
         return KernelNotFound(
             f"{self.url} redirects to {where}: a login page, or the server has another address; "
             f"{todo}, or pass cookies= or headers= if a proxy before the server wants a login"
@@ -331,8 +332,8 @@ class Rest:
                 "Kernel Gateway is its auth_token"
             )
         return KernelNotFound(
-            f"{self.url} wants a token ({reason}); pass token=, or set JUPYTER_TOKEN: "
-            "`jupyter server list` shows it on the server's machine"
+            f"{self.url} wants a token ({reason}); pass {spelled('token=')}, or set "
+            "JUPYTER_TOKEN: `jupyter server list` shows it on the server's machine"
         )
 
     def _object(self, response: httpx.Response) -> Mapping[str, Any]:

@@ -8,7 +8,8 @@ import logging
 import pytest
 
 from bridgehead import KernelNotFound, TransportError
-from bridgehead._kernels.server_wait import ADVICE, _Wait, until_it_answers
+from bridgehead._kernels.server_wait import _advice, _Wait, until_it_answers
+from bridgehead._transports.jupyterhub import State
 from bridgehead._transports.rest import Rest
 from support.web import answering, reply
 
@@ -47,15 +48,15 @@ class Hub:
 
 
 @pytest.mark.parametrize(
-    ("server", "what"),
+    ("server", "state"),
     [
-        (None, "is stopped"),
-        ({"pending": "spawn"}, "is starting"),
-        ({"pending": "stop"}, "is stopping"),
-        ({"pending": None, "ready": True}, "is running"),
+        (None, "stopped"),
+        ({"pending": "spawn"}, "starting"),
+        ({"pending": "stop"}, "stopping"),
+        ({"pending": None, "ready": True}, "running"),
     ],
 )
-async def test_a_server_is_waited_for_and_named(server: object, what: str) -> None:
+async def test_a_server_is_waited_for_and_named(server: object, state: State) -> None:
     hub = Hub()
     hub.server = server
     async with answering(hub) as url, Rest(f"{url}user/ada/", "t", None) as rest:
@@ -65,8 +66,9 @@ async def test_a_server_is_waited_for_and_named(server: object, what: str) -> No
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        todo = ADVICE[what.removeprefix("is ")].format(hub=rest.hub)
-        assert wait.late(5) == f"{rest.hub} {what}, and did not answer within 5 s; {todo}"
+        assert rest.hub is not None
+        todo = _advice(rest.hub, state)
+        assert wait.late(5) == f"{rest.hub} is {state}, and did not answer within 5 s; {todo}"
 
 
 async def test_a_server_that_runs_in_the_end_is_no_error() -> None:

@@ -107,6 +107,13 @@ def test_connect_waits_for_the_server_of_a_hub_and_has_it_started(
     assert asked == [(True, 300.0), (False, 60.0)]
 
 
+def test_a_bridge_that_does_not_open_advises_options(empty: Shell) -> None:
+    address = "http://ada:secret@127.0.0.1:1"
+    assert "pass --token" in empty(f"%bridge connect {address}")
+    with pytest.raises(ValueError, match="pass token="):  # the notebook's own code is Python
+        SyncBridge.connect(address)
+
+
 # ---------------------------------------------------------------- parsing
 
 

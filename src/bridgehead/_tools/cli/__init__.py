@@ -27,6 +27,7 @@ import errno
 import os
 import sys
 import warnings
+from contextvars import copy_context
 from importlib.util import find_spec
 
 from bridgehead._tools.cli.exit import FAILED, INTERRUPTED, NO_READER, NoReader, not_installed, warn
@@ -38,7 +39,7 @@ NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.
 def main() -> None:
     """Run the console script; raises ``SystemExit`` with one of the exit codes of ``exit``."""
     try:
-        _main()
+        copy_context().run(_main)  # a program that calls this keeps its own words in messages
     except KeyboardInterrupt:  # before or after click runs; click itself turns it into an Abort
         raise SystemExit(INTERRUPTED) from None
 
@@ -49,8 +50,11 @@ def _main() -> None:
             not_installed(module)
     import click
 
+    from bridgehead._protocol.spelling import SPELLING
     from bridgehead._tools.cli.group import bridgehead
+    from bridgehead._tools.cli.options import AS_OPTIONS
 
+    SPELLING.set(AS_OPTIONS)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file name or a cell may have non-ASCII characters
             stream.reconfigure(errors="replace")

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import sys
 from collections.abc import Coroutine, Iterator
 from typing import Any, NoReturn, TypeVar
@@ -48,16 +47,6 @@ CODES: tuple[tuple[type[Exception], int], ...] = (
     (BridgeClosed, UNKNOWN),
     (TimeoutError, TIMED_OUT),
 )
-
-
-AS_OPTIONS = {  # what messages of the library say, and what it is on the command line
-    "pass token=": "pass --token",
-    "pass a longer timeout=": "pass a longer --timeout",
-    "connect() starts one": "bridgehead start --url ADDRESS starts one",
-    "pass start_server=True": "use bridgehead start --url ADDRESS --start-server",
-    "with start_server=True the Hub": "with bridgehead start --start-server the Hub",
-    "start_server= is for": "--start-server is for",
-}
 
 
 class NoReader(Exception):
@@ -134,24 +123,13 @@ def warn(message: str, style: str = "yellow") -> None:
 
     console = console_for(stderr=True)
     line, _, rest = message.partition("\n")
-    line = f"bridgehead: {plain(_as_options(line))}"
+    line = f"bridgehead: {plain(line)}"
     if console.is_terminal:  # a pipe gets it as one line, which is easier to search
         print_wrapped(console, line, style)
     else:
         console.print(Text(line), soft_wrap=True)
     for line in rest.splitlines():
         console.print(Text(f"  {plain(line)}"), soft_wrap=True)
-
-
-def _as_options(message: str) -> str:
-    """Replace the library's arguments in a message with the command line's options."""
-    named = re.search(r"insecure=\[([^\]]*)\]", message)
-    if named:
-        options = " ".join(f"--insecure {name}" for name in re.findall(r"'([^']*)'", named[1]))
-        message = message.replace(named[0], options)
-    for argument, option in AS_OPTIONS.items():
-        message = message.replace(argument, option)
-    return message
 
 
 def not_installed(module: str, what: str = "the command line", extra: str = "all") -> NoReturn:

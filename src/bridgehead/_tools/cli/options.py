@@ -17,6 +17,20 @@ from bridgehead._tools.cli.target import Target, address_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# How messages of the library write the arguments that they advise.
+AS_OPTIONS = {
+    "token=": "--token",
+    "timeout=": "--timeout",
+    "connect()": "bridgehead start --url ADDRESS",
+    "start_server=": "--start-server",
+    "start_server=True": "bridgehead start --url ADDRESS --start-server",
+    "allow= or trust='pickle'": "--trust pickle",
+    "allow= and trust=": "--trust",
+    "insecure=['empty-key']": "--insecure empty-key",
+    "insecure=['plain-tcp']": "--insecure plain-tcp",
+    "insecure=['empty-key', 'plain-tcp']": "--insecure empty-key --insecure plain-tcp",
+}
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 token = click.option(
     "--token",

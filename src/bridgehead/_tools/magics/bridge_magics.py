@@ -11,6 +11,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
 from typing import Any
 
 from IPython.core.error import UsageError
@@ -26,6 +27,7 @@ from bridgehead._errors import (
     RemoteError,
     UntrustedPayload,
 )
+from bridgehead._protocol.spelling import SPELLING
 from bridgehead._tools.magics import completer, push_pull
 from bridgehead._tools.magics.cell import run_shown
 from bridgehead._tools.magics.parsing import joined, names_in, wanted, words_of
@@ -345,7 +347,8 @@ class BridgeMagics(Magics):
         with _plain_errors(name):
             if previous is not None:
                 self.bridges.pop(name).close()
-            self.bridges[name] = make()
+            # In a context of its own: the notebook's own calls get Python in their messages.
+            self.bridges[name] = copy_context().run(_open_with_options, make)
         say(f"{name}: {self.bridges[name].info}")
 
     def chosen(self, name: str | None, also: str = "") -> str:
@@ -390,6 +393,14 @@ COMMANDS = (
     *("launch", "attach", "connect", "push", "pull", "names", "info", "interrupt", "restart"),
     "close",
 )
+# How messages about a bridge that does not open write the arguments that they advise.
+AS_OPTIONS = {
+    "token=": "--token",
+    "timeout=": "--timeout",
+    "connect()": "%bridge connect URL",
+    "start_server=": "--start-server",
+    "start_server=True": "--start-server",
+}
 _KINDS = {  # what the words of a command name
     "launch": "kernelspecs",
     "attach": "connection files",
@@ -452,6 +463,11 @@ def _plain_errors(name: str, *, several: bool = False) -> Iterator[None]:
     except (BridgeError, TimeoutError, ValueError, TypeError, ImportError, OSError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(f"{label}{text}") from error
+
+
+def _open_with_options(make: Callable[[], SyncBridge]) -> SyncBridge:
+    SPELLING.set(AS_OPTIONS)
+    return make()
 
 
 def _columns(bridge: SyncBridge) -> tuple[str, str, str, str, str]:
