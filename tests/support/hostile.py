@@ -238,8 +238,10 @@ class HostileTransport(LoopbackTransport):
 
     def delay(self, way: str, deliver: Callable[[], None]) -> None:
         """Delay the message and all behind it, until after the client has asked about it."""
-        self._stalled[way] = [deliver]
-        self._loop.call_later(2 * self.timings.inquiry_after, self._flow, way)
+        if (stalled := self._stalled[way]) is None:
+            stalled = self._stalled[way] = []
+            self._loop.call_later(2 * self.timings.inquiry_after, self._flow, way)
+        stalled.append(deliver)
 
     def _flow(self, way: str) -> None:
         stalled, self._stalled[way] = self._stalled[way], None
