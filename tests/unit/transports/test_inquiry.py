@@ -1,4 +1,4 @@
-"""Which requests the dispatcher asks the kernel about, with a connection of our own."""
+"""What the kernel is asked when a reply is missing, and what callers get, without a transport."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from bridgehead import KernelRestarted, KernelUnresponsive, ReplyLost
 from bridgehead._transports.dispatch import Dispatcher, Reconnected
+from bridgehead._transports.inquiry import SIGN
 from bridgehead._transports.state import KernelState
 from bridgehead._transports.timings import Timings
 
@@ -192,6 +193,32 @@ async def test_a_reply_on_control_that_comes_late_is_taken() -> None:
     assert await asked == {"answer": "late"}
     assert not kernel.dispatcher.pending
     assert not kernel.dispatcher._listening
+
+
+async def test_one_question_is_enough_for_all_requests_on_control() -> None:
+    """The answer proves that the replies to all requests before it are lost."""
+    kernel = Kernel()
+    kernel.may_send.set()
+    kernel.lost = 3
+    asked = [asyncio.ensure_future(kernel.dispatcher.control("own_request", {})) for _ in range(3)]
+    async with asyncio.timeout(30):
+        await asyncio.wait(asked)
+    assert [type(one.exception()) for one in asked] == [ReplyLost] * 3
+    assert kernel.sent == [*["own_request"] * 3, "kernel_info_request"]
+    assert not kernel.dispatcher.pending
+
+
+async def test_an_unresponsive_kernel_is_asked_once_for_a_sign_of_life() -> None:
+    kernel = Kernel(Timings(silence=0.1), control=True)
+    kernel.may_send.set()
+    kernel.life.note_unresponsive(lambda: KernelUnresponsive("known"))
+    for _ in range(3):  # as callers that come while the question waits for its answer
+        kernel.dispatcher.inquiry.start(SIGN)
+    async with asyncio.timeout(30):
+        await kernel.life.wait_until_responsive()
+        await asyncio.wait(kernel.tasks)
+    assert kernel.sent == ["kernel_info_request"]
+    assert not kernel.dispatcher.pending
 
 
 async def test_a_restart_after_a_break_says_that_the_request_may_have_run() -> None:
