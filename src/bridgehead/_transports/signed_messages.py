@@ -2,7 +2,7 @@
 
 Rule: frames in, a message out; no sockets. What jupyter_client's ``Session.deserialize`` returns or
 refuses, this returns or refuses, too; the tests compare them. There are two differences. Dates stay
-the strings that they are: to parse them took 40 of the 65 µs of a status message, and every bridge
+the strings that they are: to parse them took 40 of the 65 µs of a status message, and every client
 of a kernel reads every status message (measured). And a signature counts as seen only if it is
 right: a copy of a message that was damaged does not keep out the message itself.
 """

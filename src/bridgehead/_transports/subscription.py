@@ -1,7 +1,8 @@
-"""What a bridge reads on iopub: all of it only while a cell of its own or a reader wants it.
+"""What bridges read on iopub: all of it only while a cell of one of them or a reader wants it.
 
-Rule: the subscriptions of one iopub socket. Every bridge of a kernel would else read and check all
-that the kernel prints: 200 bridges took 3 s of CPU time for a cell of 200 prints (measured).
+Rule: the subscriptions of one iopub socket. Every program would else read and check all that the
+kernel prints for others: 200 bridges with a socket each took 3 s of CPU time for a cell of 200
+prints (measured).
 
 A kernel that confirms subscriptions with an ``iopub_welcome`` (ipykernel 7) is asked for less: its
 own messages have topics that begin with ``kernel.``, and what cells print, display and update has

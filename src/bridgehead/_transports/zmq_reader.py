@@ -4,7 +4,7 @@ Rule: when messages are there, and that reading them leaves other tasks their tu
 is not known here.
 
 pyzmq's asyncio sockets make a future and wake a task for each message. That took 28 of the 67 µs
-of a status message, and every bridge of a kernel reads every status (measured).
+of a status message, and every client of a kernel reads every status (measured).
 
 The descriptor of a socket is edge-triggered: it is readable after something arrived in an empty
 socket, until the next ``send``, ``recv``, ``connect``, ``disconnect`` or question for the socket's
