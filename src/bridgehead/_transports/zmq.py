@@ -402,7 +402,10 @@ class ZmqTransport(Transport):
 
     def _read(self, channel: str, socket: Any) -> None:
         """Read a socket from now on."""
-        take = partial(self._arrived, channel)
+
+        def take(frames: list[zmq.Frame]) -> None:
+            self._arrived(channel, frames)  # looked up for each message: tests replace it
+
         self.tasks.keep(partial(read_in_turns, socket, take), self.timings)
 
     def _arrived(self, channel: str, frames: list[zmq.Frame]) -> None:
