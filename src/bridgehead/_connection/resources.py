@@ -68,6 +68,7 @@ class RemoteResource(ABC):
         self.is_asked: bool = False  # the kernel may have it
         self.is_known: bool = False  # the kernel has it
         self.damaged: int = 0  # times that the next event arrived damaged
+        self.is_renewed: bool = False  # an event may have been lost since the kernel was asked
 
     def feed(self, content: dict[str, Any], buffers: list[Any]) -> None:
         """Take a message that the kernel sent to this resource."""
@@ -130,6 +131,7 @@ class RemoteResource(ABC):
 
     def renew(self) -> None:
         """Note that the connection is a new one; events may have been lost with the old one."""
+        self.is_renewed = not self.is_known
         self.resources.renew_soon()
 
     def note_lost(self, event: Response) -> None:
@@ -188,7 +190,8 @@ class HeldResources:
         """Note that the kernel has a resource, and renew the lease from now on."""
         resource.is_known = True
         self.expect_events()
-        if resource.damaged:  # before this, and only what is known is sent again
+        if resource.damaged or resource.is_renewed:  # before this; only what is known is sent again
+            resource.is_renewed = False
             self.renew_soon()
         if self._renewing is None or self._renewing.done():
             self._renewing = self._transport.spawn(self._renew())
@@ -250,8 +253,10 @@ class HeldResources:
 
     async def _renew(self) -> None:
         """Renew the lease regularly, and have lost events sent again."""
+        timings = Transport.timings
+        pause, again = timings.renew_every, timings.renew_again
         while True:
-            async with waited(Transport.timings.renew_every):
+            async with waited(pause):
                 await self._renewal_due.wait()
             self._renewal_due.clear()
             seen = {one.id: one.seen for one in self.known if one.is_known}
@@ -262,9 +267,11 @@ class HeldResources:
             except KernelRestarted:  # the caller's next operation reports it
                 gone = list(seen)
             except BridgeError:
+                pause, again = again, min(2 * again, timings.renew_every)
                 continue
             else:
                 gone = as_strings(response.header.get("gone"))
+            pause, again = timings.renew_every, timings.renew_again
             for identity in gone:
                 resource = self._transport.life.listeners.get(identity)
                 if resource is not None:

@@ -196,6 +196,9 @@ class Timings:
     # Between two renewals of a bridge's lease; without one, the kernel ends what it keeps for the
     # bridge after ten minutes without a cell.
     renew_every: float = 120.0
+    # Until a renewal whose reply is lost is sent again, because an event may have been lost with
+    # it; then twice as long each time.
+    renew_again: float = 1.0
     # Until a request is sent again that ends what the kernel keeps for a bridge; then twice as long
     # each time, to a maximum.
     end_again: float = 1.0

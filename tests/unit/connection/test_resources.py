@@ -14,6 +14,7 @@ from bridgehead import (
     BridgeError,
     KernelRestarted,
     ProtocolError,
+    ReplyLost,
     TransportError,
 )
 from bridgehead._connection.resources import SENDINGS, RemoteResource
@@ -96,6 +97,58 @@ async def test_a_restart_ends_a_resource(loopback: Bridge) -> None:
     await loopback.restart()
     with pytest.raises(KernelRestarted):
         await task
+
+
+@pytest.mark.timings(renew_every=1000)
+async def test_an_event_that_is_lost_before_the_resource_is_known_is_sent_again(
+    loopback: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection breaks between the first event and the response, which is asked for again."""
+    await loopback.push(x=1)
+    watch, other = loopback.watch("x"), loopback.watch("1")
+    await anext(other)  # the lease is being renewed
+    latest, ask = watch._latest, loopback._connection.ask
+
+    async def broken(*args: Any, **fields: Any) -> Any:
+        monkeypatch.undo()
+        response = await ask(*args, **fields)
+        with monkeypatch.context() as lost:
+            lost.setattr(latest, "feed", lambda content, buffers: None)
+            await loopback.run("x = 2")
+        latest.renew()  # as a new connection does
+        while latest.resources._renewal_due.is_set():
+            await asyncio.sleep(0)
+        return response
+
+    monkeypatch.setattr(loopback._connection, "ask", broken)
+    assert await anext(watch) == 1
+    async with asyncio.timeout(30):
+        assert await anext(watch) == 2
+    await watch.aclose()
+    await other.aclose()
+
+
+@pytest.mark.timings(renew_every=1000)
+async def test_a_renewal_whose_reply_is_lost_is_sent_again(
+    loopback: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote, times = loopback._connection.remote, 0
+    ask = remote.request_unordered
+
+    async def lossy(operation: str, *args: Any, **fields: Any) -> Any:
+        nonlocal times
+        times += operation == "renew"
+        if operation == "renew" and times == 1:
+            raise ReplyLost("lost")
+        return await ask(operation, *args, **fields)
+
+    monkeypatch.setattr(remote, "request_unordered", lossy)
+    async with loopback.watch("1") as watch:
+        await anext(watch)
+        loopback._connection.resources.renew_soon()
+        async with asyncio.timeout(30):
+            while times < 2:
+                await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(
