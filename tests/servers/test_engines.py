@@ -22,6 +22,7 @@ from typing import Any
 
 import ipykernel
 import ipyparallel
+import nbformat
 import numpy as np
 import psutil
 import pytest
@@ -47,6 +48,7 @@ from bridgehead import (
     TransportError,
     UntrustedPayload,
     as_completed,
+    run_notebook,
 )
 from bridgehead._connection.outputs import CellObserver
 from support import docstrings
@@ -281,6 +283,44 @@ async def test_a_cell_returns_its_output_and_value(engine: Bridge) -> None:
     after = await engine.run("pass")
     assert after.execution_count == result.execution_count + 1
     assert await engine.pull("In[-1]") == "pass"
+
+
+async def test_a_notebook_runs_in_an_engine(engine: Bridge, clean: Any, tmp_path: Path) -> None:
+    code = [
+        "rows = None",
+        "import sys\nprint(rows)\nprint('err', file=sys.stderr)\nlen(rows)",
+        "from IPython.display import display, HTML\nshown = display(HTML('a'), display_id='d')",
+        "shown.update(HTML('b'))",
+        "1 / 0",
+        "skipped = True",
+        "rows[2]",
+        "never = True",
+    ]
+    tags = {0: "parameters", 4: "raises-exception", 5: "skip-execution"}
+    cells = [
+        nbformat.v4.new_code_cell(
+            source, metadata={"tags": [tags[number]]} if number in tags else {}
+        )
+        for number, source in enumerate(code)
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebook.ipynb")
+    with pytest.raises(RemoteError, match="IndexError") as caught:
+        await run_notebook(engine, tmp_path / "notebook.ipynb", parameters={"rows": [1, 2]})
+    notebook = caught.value.notebook
+    nbformat.validate(notebook)
+    printed, err, value = notebook.cells[1].outputs
+    assert (printed.text, err.text) == ("[1, 2]\n", "err\n")
+    assert (value.data, value.execution_count) == (
+        {"text/plain": "2"},
+        notebook.cells[1].execution_count,
+    )
+    assert notebook.cells[2].outputs[0].data["text/html"] == "b"
+    assert [cell.outputs[0].ename for cell in notebook.cells[4::2][:2]] == [
+        "ZeroDivisionError",
+        "IndexError",
+    ]
+    assert notebook.metadata.language_info.name == "python"
+    assert [name.name for name in await engine.names("[ns]*")] == ["shown"]
 
 
 async def test_the_outputs_of_a_function_arrive_at_its_caller(engine: Bridge) -> None:

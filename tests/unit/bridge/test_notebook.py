@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import pytest
 
 from bridgehead import Bridge, RemoteError, RunTimeout, SyncBridge, run_notebook
 from bridgehead._bridge.notebook import NotebookRun
+
+
+STREAM = {"output_type": "stream", "name": "stdout", "text": ["of an earlier run\n"]}
 
 
 class Live:
@@ -108,6 +112,48 @@ async def test_a_file_that_cannot_be_written_does_not_hide_the_failure(
     assert "FileNotFoundError" in caught.value.__notes__[-1]
     with pytest.raises(FileNotFoundError):
         await run_notebook(loopback, written(tmp_path, ("1", [])), save=nowhere)
+
+
+async def test_all_but_outputs_is_written_as_it_was(loopback: Bridge, tmp_path: Path) -> None:
+    """Format 4.4, whose cells have no ids; nbformat would add some."""
+    code: dict[str, Any] = {"cell_type": "code", "outputs": [], "execution_count": None}
+    cells = [
+        {"cell_type": "raw", "source": ["a\n", "b"], "metadata": {"format": "text/html"}},
+        {**code, "source": ["1"], "metadata": {"tags": ["x"], "scrolled": True, "own": [1]}},
+        {**code, "source": [], "metadata": {}, "outputs": [STREAM], "execution_count": 7},
+        {"cell_type": "markdown", "source": ["# c"], "metadata": {}, "attachments": {"a": {}}},
+    ]
+    kernelspec = {"name": "python3", "display_name": "Python 3"}
+    metadata = {"kernelspec": kernelspec, "own": {"k": [None]}}
+    before = {"nbformat": 4, "nbformat_minor": 4, "metadata": metadata, "cells": cells}
+    file = tmp_path / "notebook.ipynb"
+    file.write_text(json.dumps(before))
+    await run_notebook(loopback, file, save=file)
+    after = json.loads(file.read_text())
+    value = after["cells"][1].pop("outputs")[0]
+    assert (value["data"], after["cells"][1].pop("execution_count")) == ({"text/plain": ["1"]}, 1)
+    del cells[1]["outputs"], cells[1]["execution_count"]
+    assert after["metadata"].pop("language_info")["name"] == "python"
+    assert after == before
+
+
+async def test_a_notebook_of_an_old_format_runs(loopback: Bridge, tmp_path: Path) -> None:
+    import nbformat
+
+    old = nbformat.v3.new_notebook(
+        worksheets=[
+            nbformat.v3.new_worksheet(
+                cells=[
+                    nbformat.v3.new_heading_cell("Title", level=2),
+                    nbformat.v3.new_code_cell("6 * 7", language="python"),
+                ]
+            )
+        ]
+    )
+    nbformat.write(old, tmp_path / "old.ipynb", version=3)
+    notebook = await run_notebook(loopback, tmp_path / "old.ipynb", save=tmp_path / "new.ipynb")
+    assert outputs(notebook)[0][0]["data"] == {"text/plain": "42"}
+    nbformat.validate(nbformat.read(tmp_path / "new.ipynb", as_version=4))
 
 
 async def test_half_of_a_surrogate_pair_is_written_and_costs_no_file(
