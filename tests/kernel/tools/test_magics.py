@@ -78,6 +78,13 @@ async def test_outputs_come_in_order(notebook: Bridge) -> None:
         ("stdout", "fourth\n"),
         ("execute_result", "'fifth'"),
     ]
+    code = "\n".join(
+        f"print({n}, file=sys.{name}, flush=True)"
+        for n, name in enumerate(["stdout", "stderr"] * 4)
+    )
+    for _ in range(3):  # whether they arrive together or one by one
+        texts = [text for _, text in await seen(notebook, f"%%bridge\nimport sys\n{code}")]
+        assert texts == [f"{n}\n" for n in range(8)]
     result = await notebook.run("%%bridge\nfrom IPython.display import HTML\nHTML('<b>rich</b>')")
     assert result.data["text/html"] == "<b>rich</b>"
     assert (await notebook.run("_")).data == result.data

@@ -111,6 +111,7 @@ class CellDisplay:
     def __init__(self, shell: InteractiveShell) -> None:
         self._shell = shell
         self._errors: list[Message] = []
+        self._stream = ""  # that was written to last
         self._widgets = WidgetTexts()
 
     def show_next(self, messages: SimpleQueue[Message | None]) -> bool:
@@ -134,6 +135,9 @@ class CellDisplay:
         data = without_widget(data)
         if message.type == "stream":
             name = "stderr" if content.get("name") == "stderr" else "stdout"
+            if name != self._stream:  # a kernel collects each stream for itself
+                flush()
+                self._stream = name
             self.write(shown_text(str(content.get("text", "")), message.trust), name)
         elif message.type == "clear_output":
             self.clear(wait=bool(content.get("wait")))
