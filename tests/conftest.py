@@ -19,6 +19,7 @@ import tempfile
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -33,7 +34,7 @@ from bridgehead._transports.timings import Timings
 from support import objects
 from support.elsewhere import Elsewhere
 from support.forked_kernels import KernelForker
-from support.kit import MESSAGES
+from support.kit import MESSAGES, is_public
 from support.servers import Wire, serving
 
 HERE = Path(__file__).parent
@@ -161,6 +162,20 @@ def traced_memory() -> Iterator[None]:
     yield
     if tracemalloc.is_tracing():
         tracemalloc.stop()
+
+
+@pytest.fixture(autouse=True)
+def public_errors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check that a user can import the class of each error that a test with a kernel expects."""
+    if request.path.relative_to(HERE).parts[0] not in WITH_KERNELS:
+        return
+    leave = pytest.RaisesExc.__exit__
+
+    def check(raises: Any, kind: Any, error: Any, trace: Any) -> bool:
+        assert error is None or is_public(error), f"users cannot import {kind}"
+        return leave(raises, kind, error, trace)
+
+    monkeypatch.setattr(pytest.RaisesExc, "__exit__", check)
 
 
 @pytest.fixture(scope="module", autouse=True)

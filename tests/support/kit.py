@@ -53,6 +53,11 @@ def set_capabilities(bridge: Bridge, **capabilities: Any) -> None:
     transport.capabilities = replace(transport.capabilities, **capabilities)
 
 
+def is_public(error: BaseException) -> bool:
+    """Return whether users can import the class of an error: of bridgehead, only public ones."""
+    return not type(error).__module__.startswith("bridgehead.")
+
+
 @asynccontextmanager
 async def reported_within(promise: float) -> AsyncIterator[None]:
     """Fail if the body takes longer than ten times ``promise`` seconds, and longer than 5 s.

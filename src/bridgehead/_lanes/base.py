@@ -299,6 +299,8 @@ class MessageLane(Lane):
         )
         if outputs is not None:
             outputs.reply(reply.id)
+        if subshell is not None:
+            _response.check_subshell(reply.content)
         read = self.read(reply)
         self._note_acked(header)
         return read

@@ -93,20 +93,29 @@ class Response:
         return self.inbox is not None and self.inbox.received < self.inbox.total
 
 
+def check_subshell(content: Mapping[str, Any]) -> None:
+    """Raise ``SubshellDeleted`` if the reply says that the subshell of its request is unknown.
+
+    This is for requests to a subshell. A reply that says so of another request makes it up.
+    """
+    content = as_object(content)
+    if content.get("status") == "error" and content.get("ename") == NO_SUBSHELL:
+        raise SubshellDeleted(as_text(content.get("evalue")))
+
+
 def response_header(content: Mapping[str, Any]) -> ResponseHeader:
     """Return the response header from the content of an ``execute_reply``.
 
     Raises:
         KernelRestarted: the remote module is not in the kernel, or not any more.
-        SubshellDeleted: another client deleted the subshell.
-        RemoteError: an interrupt arrived in the kernel outside the remote module.
+        RemoteError: an interrupt arrived in the kernel outside the remote module, or the kernel
+            refused the message.
         UnsupportedKernel: the kernel evaluated nothing.
         ProtocolError: the reply is no response of the remote part.
     """
     content = as_object(content)
     if content.get("status") == "error":
-        error = remote_error(content)
-        raise SubshellDeleted(error.evalue) if error.ename == NO_SUBSHELL else error
+        raise remote_error(content)
     entry = as_object(content.get("user_expressions")).get(KEY)
     if not isinstance(entry, dict):
         raise UnsupportedKernel("the kernel does not evaluate user_expressions")

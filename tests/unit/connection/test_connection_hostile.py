@@ -51,6 +51,7 @@ from support.hostile import (
     run,
     sign_small_chunks,
 )
+from support.kit import is_public
 
 Place = tuple[int, Label]  # the number of a bridge, and one of its messages
 LARGE = bytes(range(256)) * 40  # crosses in three messages
@@ -413,6 +414,7 @@ class Trial:
             assert all(effects), f"reported as done, and is not: {outcome!r}"
             return
         assert isinstance(outcome, BridgeError), repr(outcome)
+        assert is_public(outcome), type(outcome)
         if call.needs is not None and isinstance(outcome, NameNotFound):
             assert isinstance(self.calls[call.needs].outcome, BaseException)
             return

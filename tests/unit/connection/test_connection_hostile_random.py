@@ -42,6 +42,7 @@ from support.hostile import (
     quiet,
     sign_small_chunks,
 )
+from support.kit import is_public
 
 SIZES = [0, 5000, 10_000]  # bytes: in one message, in two, in three
 TRUSTS = ["pickle", "data"]
@@ -258,6 +259,7 @@ class Hostile(RuleBasedStateMachine):
             assert self.is_true(error), repr(error)
 
     def is_true(self, error: BaseException) -> bool:
+        assert is_public(error), type(error)
         if isinstance(error, KernelRestarted):
             return not self.harms.isdisjoint(RESTARTS)
         if isinstance(error, TransportError):
