@@ -58,8 +58,25 @@ html_theme_options = {
 }
 
 
+# What a reader can use of types that only the library's own code names.
+READ_AS = {
+    "Opening[B]": "Awaitable[Bridge]",
+    "Opening[Self]": "Awaitable[Fleet]",
+    "HandoffTargets": "Fleet",
+    "ShownPanel": "AnyWidget",
+}
+
+
 def setup(app: Any) -> None:
     app.connect("source-read", _append_help)
+    app.connect("autodoc-process-signature", _readable)
+
+
+def _readable(app: Any, what: str, name: str, obj: Any, options: Any, *texts: str | None) -> Any:
+    """Return the arguments and the result of a signature, in types that a reader knows."""
+    for private, public in READ_AS.items():
+        texts = tuple(text and text.replace(private, public) for text in texts)
+    return texts
 
 
 def _append_help(app: Any, page: str, content: list[str]) -> None:

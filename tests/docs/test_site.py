@@ -5,6 +5,8 @@ Rule: what Sphinx made is read as a browser would read it.
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -13,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+import bridgehead
 from bridgehead._tools.cli.group import COMMANDS
 from support.docstrings import public
 from support.pages import PAGES, SITE
@@ -109,10 +112,33 @@ def test_every_public_name_is_in_the_reference(pages: dict[Path, Page]) -> None:
     assert [name for name in names if name not in anchors] == []
 
 
+def test_a_signature_names_no_private_class(site: Path) -> None:
+    source = Path(bridgehead.__file__).parent
+    classes = {
+        name
+        for file in source.rglob("*.py")
+        for name in re.findall(r"^class (\w+)", file.read_text(), re.MULTILINE)
+    }
+    private = classes - set(bridgehead.__all__)
+    for page in site.glob("reference/**/*.html"):
+        for signature in re.findall(r'<dt class="sig.*?</dt>', page.read_text(), re.DOTALL):
+            words = set(re.findall(r"\w+", re.sub(r"<[^>]+>", "", signature)))
+            assert words.isdisjoint(private), (page.name, words & private)
+
+
 def test_markup_that_was_not_understood_is_not_shown(pages: dict[Path, Page]) -> None:
     for file, page in pages.items():
         for mark in ("``", ">>>", "~bridgehead", "~typing"):
             assert mark not in page.text, file
+
+
+@pytest.mark.parametrize("name", ["launch", "attach", "connect", "over"])
+def test_the_glance_has_the_arguments_of_a_constructor(name: str) -> None:
+    text = (SITE / "reference" / "glance.md").read_text()
+    (shown,) = re.findall(rf"`Bridge\.{name}\(.*?\*, (.*?)\)`", text)
+    arguments = inspect.signature(getattr(bridgehead.Bridge, name)).parameters.values()
+    own = {one.name for one in arguments if one.kind is one.KEYWORD_ONLY}
+    assert set(re.findall(r"\w+", shown)) == own - {"lane", "pool", "trust", "allow", "timeout"}
 
 
 def test_every_command_has_its_help(site: Path, pages: dict[Path, Page]) -> None:

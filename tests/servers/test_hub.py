@@ -20,7 +20,15 @@ from typing import Any
 import psutil
 import pytest
 
-from bridgehead import Bridge, BridgeError, KernelDied, KernelNotFound, SyncBridge, TransportError
+from bridgehead import (
+    Bridge,
+    BridgeError,
+    KernelDied,
+    KernelNotFound,
+    RemoteError,
+    SyncBridge,
+    TransportError,
+)
 from bridgehead._transports.jupyterhub import HubServer, State
 from support.cli import Ran, bridgehead
 from support.hub import RunningHub, hub
@@ -368,7 +376,13 @@ async def test_no_log_has_a_secret(
         async with Bridge.connect(
             jupyterhub.server("ada"), ada, headers=secrets[0], cookies=secrets[1]
         ) as bridge:
-            await goes_on(bridge)
+            await bridge.push(door="s3cret-value")
+            assert await bridge.pull("door + 's3cret-code'") == "s3cret-values3cret-code"
+            with pytest.raises(RemoteError):
+                await bridge.run("print(door); raise ValueError(door)")
+            kernel = f"{bridge.info.url}api/kernels/{bridge.info.kernel_id}?token={ada}"
+        with pytest.raises(KernelNotFound, match="has no kernel"):
+            await Bridge.attach(kernel)
         with pytest.raises(BridgeError) as caught:
             await Bridge.connect(jupyterhub.url, ada, headers=secrets[0], cookies=secrets[1])
     for text in (caplog.text, str(caught.value)):

@@ -196,6 +196,18 @@ async def test_of_many_names_the_first_are_shown_and_the_others_counted(
         await page.until(lambda: page.heads[0]["more"] == 2)
 
 
+async def test_of_too_many_names_none_is_shown_until_there_are_fewer(page: Page) -> None:
+    async with Bridge.loopback() as bridge:
+        await bridge.run("globals().update((f'x{n}', n) for n in range(100_001))")
+        show(page, bridge)
+        await page.until(lambda: "more than 100,000 names" in page.heads.get(0, {}).get("note", ""))
+        assert not page.names.get(0)
+        await bridge.run("for n in range(3, 100_001): del globals()[f'x{n}']\ndel n")
+        page.ask("refresh", kernel=0)
+        await page.shows(0, "x0", "x1", "x2")
+        await page.until(lambda: page.heads[0]["note"] == "")
+
+
 @pytest.mark.parametrize("kind", ["bridges", "fleet", "sync", "sync fleet"])
 async def test_bridges_and_fleets_of_both_kinds_are_shown(page: Page, kind: str) -> None:
     if kind in ("bridges", "fleet"):
