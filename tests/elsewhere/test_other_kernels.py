@@ -26,8 +26,9 @@ from bridgehead import (
 )
 from bridgehead._transports.dispatch import Dispatcher
 from support.elsewhere import Elsewhere
-from support.kit import endless_cell, restart_beside_a_cell
+from support.kit import endless_cell, file_of, other, restart_beside_a_cell, until
 from support.look import look
+from support.servers import TOKEN, serving
 from support.work import WORK
 
 pytestmark = pytest.mark.elsewhere
@@ -84,6 +85,20 @@ async def test_names_wait_behind_a_running_cell_of_xeus(live: Bridge) -> None:
     assert await turn == "after"
 
 
+@XEUS
+async def test_a_large_push_waits_behind_the_cell_of_another_bridge_on_xeus(live: Bridge) -> None:
+    """J18. Its frames cross ahead of its message, in which the inline lane has an empty text."""
+    await live.push(go=False)
+    async with Bridge.attach(file_of(live)) as bridge:
+        cell = asyncio.ensure_future(live.run("import time\nwhile not go: time.sleep(0.01)"))
+        await until(lambda: bridge.state == "busy")
+        push = asyncio.ensure_future(bridge.push(large=bytes(1 << 20)))
+        await until(lambda: bridge._transport.dispatcher.queued)
+        await live.push(go=True, now=True)
+        await asyncio.gather(cell, push)
+        assert await bridge.pull("len(large)") == 1 << 20
+
+
 @pytest.mark.parametrize("lane", ["inline", "direct"])
 async def test_only_one_request_at_a_time_is_in_flight_to_xeus(
     elsewhere: Elsewhere, lane: Any, monkeypatch: pytest.MonkeyPatch
@@ -113,6 +128,39 @@ async def test_only_one_request_at_a_time_is_in_flight_to_xeus(
         await asyncio.gather(bridge.push(large=large), bridge.push(other=large))
         assert await bridge.pull("(large == other).all()")
     assert most == 1
+
+
+@pytest.mark.timings(idle_silence=1000.0, lost_after=1000.0)
+@pytest.mark.parametrize("way", ["ours", "another program's", "behind a server"])
+async def test_a_message_that_xeus_misses_is_read_soon(
+    elsewhere: Elsewhere, tmp_path: Path, way: str
+) -> None:
+    """J17. It arrives while the kernel serves another bridge, which then sends nothing more."""
+    name, begun, go = elsewhere("xpython"), tmp_path / "begun", tmp_path / "go"
+    wait = (
+        f"[open({str(begun)!r}, 'x').close(), *iter(lambda: __import__('os').path.exists("
+        f"{str(go)!r}) or __import__('time').sleep(0.001), True)]"
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        if way == "behind a server":
+            url = await enter(serving())
+            bridge = await enter(Bridge.connect(url, TOKEN, kernel_name=name))
+            second = await enter(Bridge.connect(url, TOKEN, kernel_id=bridge.info.kernel_id))
+        else:
+            bridge = await enter(Bridge.launch(name))
+            second = await enter(Bridge.attach(file_of(bridge)))
+        program = await enter(other(bridge)) if way == "another program's" else None
+        served = asyncio.ensure_future(bridge.pull(wait))
+        await until(begun.exists)
+        answer = asyncio.ensure_future(
+            second.pull("6 * 7") if program is None else program.execute("6 * 7")
+        )
+        await asyncio.sleep(0.2)  # it has arrived by now; if it has not, the kernel misses nothing
+        go.touch()
+        await served
+        async with asyncio.timeout(60):
+            await answer
 
 
 @XEUS

@@ -239,7 +239,8 @@ async def _message(
             if not patient:
                 raise
         else:
-            if message["parent_header"].get("msg_id") == request:
+            # That of an ``iopub_welcome`` from xeus is null.
+            if (message["parent_header"] or {}).get("msg_id") == request:
                 return message
 
 

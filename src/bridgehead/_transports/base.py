@@ -80,6 +80,7 @@ class Transport(ABC):
             send=lambda *message: self.send(*message),
             message=self.message,
             spawn=self.spawn,
+            nudge=self.nudge,
             control=self.capabilities.has_control,
         )
         self._closing: asyncio.Future[None] | None = None
@@ -238,6 +239,12 @@ class Transport(ABC):
     @abstractmethod
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         """Send one message, without waiting for the kernel."""
+
+    async def nudge(self) -> None:  # noqa: B027 - only some kernels need it
+        """Make the kernel read messages that it has missed; see ``quirks``.
+
+        A failure is no matter: this is called again while a reply is missing.
+        """
 
     def message(self, message_type: str, content: dict[str, Any]) -> dict[str, Any]:
         """Make a new message with a unique id. Transports that need a session add it."""

@@ -10,8 +10,8 @@ Laws of the dispatcher, each of which was broken once and cost messages:
    request are counted.
 2. At most ``WINDOW`` requests are in flight, and as many to a subshell: a subshell that hangs must
    not block the requests to the main thread. A slot is free again when the reply has arrived, not
-   when the caller is cancelled: about 4,000 queued requests block ipykernel 7.4 for good, and two
-   large ones block a xeus kernel.
+   when the caller is cancelled: about 4,000 queued requests block ipykernel 7.4 for good, and a
+   xeus kernel mostly misses a request that arrives while it serves another one.
 3. A request is only sent to the kernel that was connected when the request was made.
 4. ``aborted`` means not executed: the request is tried again, and reported if all tries fail.
 5. Completion never depends on iopub alone, which loses messages, nor on a reply that can't come
@@ -67,8 +67,8 @@ class Dispatcher(RequestTable):
     """The requests to one kernel, and the messages that it sends.
 
     ``send`` sends a message, ``message`` makes a new one, and ``spawn`` runs a task for as long as
-    the transport lives. ``control`` says whether the kernel has a control channel, which answers
-    while a cell runs.
+    the transport lives. ``nudge`` makes a kernel read messages that it has missed. ``control`` says
+    whether the kernel has a control channel, which answers while a cell runs.
     """
 
     def __init__(
@@ -78,10 +78,11 @@ class Dispatcher(RequestTable):
         send: Callable[[str, dict[str, Any], Sequence[Any]], Awaitable[None]],
         message: Callable[[str, dict[str, Any]], dict[str, Any]],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
+        nudge: Callable[[], Coroutine[Any, Any, None]],
         control: bool = True,
     ) -> None:
         super().__init__(life, send, message)
-        self.inquiry: Inquiry = Inquiry(self, spawn, control=control)
+        self.inquiry: Inquiry = Inquiry(self, spawn, nudge, control=control)
         self.late: int = 0  # replies without a waiting request
         self.retries: int = 0  # of requests that were aborted, or whose connection broke
         self._waiting = 0  # requests that are not sent yet, for a slot or the connection

@@ -49,11 +49,13 @@ class Inquiry:
         self,
         table: RequestTable,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
+        nudge: Callable[[], Coroutine[Any, Any, None]],
         *,
         control: bool,
     ) -> None:
         self._table, self._life, self._spawn = table, table.life, spawn
-        self._has_control = control
+        self._nudge, self._has_control = nudge, control
+        self._nudge_after = 0.0  # the loop's time, for a kernel that does not say that it is idle
         self.may_be_slow: bool = False
         self.questions: deque[str] = deque(maxlen=REMEMBERED)
         self._open: set[str | None] = set()  # the routes that are being asked about
@@ -76,15 +78,25 @@ class Inquiry:
             self._next_look = asyncio.get_running_loop().call_at(time, self._look)
 
     def _look(self) -> None:
-        """Start asking on each route where a reply is missing; look again later."""
+        """Start asking on each route where a reply is missing; look again later.
+
+        A kernel that takes one request at a time is nudged. It may have missed a request of ours
+        while it served another client, or that of another client while it served ours: so it is
+        nudged after our requests, too.
+        """
         self._next_look = None
         unanswered = [one for one in self._table.pending.values() if one.due]
+        now, timings = asyncio.get_running_loop().time(), self._life.timings
+        one_at_a_time = self._table.window.size == 1
+        if one_at_a_time and (self._life.said_idle or (unanswered and now >= self._nudge_after)):
+            # What it says may be lost. While a cell runs, each nudge takes memory in the kernel.
+            self._nudge_after = now + timings.lost_after
+            self._spawn(self._nudge())
         if not unanswered:
             return
-        now, timings = asyncio.get_running_loop().time(), self._life.timings
         for pending in unanswered:
-            # A kernel that takes one request at a time is not asked while one is on its way.
-            may_ask = self._table.window.size > 1 or pending.route == CONTROL
+            # It is not asked while a request is on its way.
+            may_ask = not one_at_a_time or pending.route == CONTROL
             idle = pending.status == "idle" or (
                 self._life.said_idle and now - pending.due > timings.lost_after
             )

@@ -17,16 +17,18 @@ from bridgehead._transports.request_table import WINDOW
 class Quirks:
     """The differences of one implementation."""
 
-    window: int = WINDOW  # requests that may be in flight
+    window: int = WINDOW  # requests that may be in flight; where it is 1, the kernel needs nudges
     interruptible: bool = True
     asks: bool = True  # whether ``input()`` in a cell asks the cell's client
 
 
 ORDINARY = Quirks()
 UNUSUAL = {
-    # Kernels built on xeus (0.19, measured): of two messages of some MiB that arrive together the
-    # kernel reads one. SIGINT ends the kernel, and an interrupt_request does nothing. Input was
-    # not tried.
+    # xeus-python (0.19, measured). Sending a reply consumes the wake-up of what arrived while it
+    # evaluated our expression, for a millisecond or more: it reads this only when another
+    # connection to shell is made, or brings a message. Later messages of the same connection do not
+    # help, because ZeroMQ signals only the first one that is not read. SIGINT ends the kernel, and
+    # an interrupt_request does nothing. Input was not tried.
     "xeus": Quirks(window=1, interruptible=False, asks=False),
 }
 

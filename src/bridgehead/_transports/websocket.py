@@ -208,6 +208,11 @@ class WebsocketTransport(Transport):
         finally:
             await _close(probe, self.timings)
 
+    async def nudge(self) -> None:
+        """Make another connection, for which the server makes another one to the kernel's shell."""
+        with contextlib.suppress(BridgeError):
+            await _close(await self._connect(uuid.uuid4().hex), self.timings)
+
     async def close(self) -> None:
         await run_all(super().close, self._close_socket, self._end_kernel, self.rest.aclose)
 

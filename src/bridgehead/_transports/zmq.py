@@ -372,6 +372,15 @@ class ZmqTransport(Transport):
     def outputs(self) -> contextlib.AbstractContextManager[None]:
         return self.subscription.outputs()
 
+    async def nudge(self) -> None:
+        """Make another connection to shell, which wakes the kernel's event loop, and close it."""
+        with contextlib.suppress(zmq.ZMQError):  # this process has no descriptor left
+            socket: Any = self._client.connect_shell()
+            try:  # it counts as connected after the handshake
+                await socket.poll(_milliseconds(self.timings.zmq_greeting), zmq.POLLOUT)
+            finally:
+                socket.close(linger=0)
+
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         identity, generation = message["header"]["msg_id"], self.life.generation
         if self.subscription.is_pending and channel == "shell":

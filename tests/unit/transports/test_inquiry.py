@@ -23,6 +23,7 @@ class Kernel:
     Attributes:
         lost: how many messages have no reply, from the first one on.
         silent: the channel on which no message has a reply.
+        nudges: how often the dispatcher nudged it.
     """
 
     def __init__(self, timings: Timings = TIMINGS, *, control: bool = False) -> None:
@@ -30,6 +31,7 @@ class Kernel:
         self.lost = 0
         self.silent = ""
         self.may_send = asyncio.Event()
+        self.nudges = 0
         self.tasks: set[asyncio.Task[None]] = set()
         self.life = KernelState(timings)
         self.dispatcher = Dispatcher(
@@ -37,9 +39,13 @@ class Kernel:
             send=self.send,
             message=self.message,
             spawn=lambda work: self.tasks.add(asyncio.ensure_future(work)),
+            nudge=self.nudge,
             control=control,
         )
         self._count = 0
+
+    async def nudge(self) -> None:
+        self.nudges += 1
 
     def message(self, message_type: str, content: dict[str, Any]) -> dict[str, Any]:
         self._count += 1
@@ -111,9 +117,14 @@ async def test_a_kernel_that_is_known_to_answer_nothing_has_less_time() -> None:
     assert not kernel.dispatcher.pending
 
 
-def status(of: str, state: str) -> dict[str, Any]:
-    """Return a message on iopub, about a request to a subshell."""
-    header = {"msg_id": of, "msg_type": "execute_request", "subshell_id": "own"}
+def answer(kernel: Kernel, request: str) -> None:
+    reply = {"header": {"msg_type": "execute_reply"}, "parent_header": {"msg_id": request}}
+    kernel.dispatcher.received("shell", {**reply, "content": {"status": "ok"}})
+
+
+def status(of: str, state: str, subshell: str | None = "own") -> dict[str, Any]:
+    """Return a message on iopub, about a request to a subshell, or to none."""
+    header = {"msg_id": of, "msg_type": "execute_request", "subshell_id": subshell}
     return {
         "header": {"msg_id": "status", "msg_type": "status"},
         "parent_header": header,
@@ -144,6 +155,33 @@ async def test_a_subshell_that_answers_nothing_is_reported_unless_it_is_busy(
             await request
     assert not kernel.life.is_unresponsive
     assert not kernel.dispatcher.pending
+
+
+async def test_a_kernel_that_may_have_missed_a_message_is_nudged() -> None:
+    """J17. It has said that it is idle, and takes one request at a time."""
+    timings = Timings(inquiry_after=0.01, lost_after=1000.0)
+    kernel = Kernel(timings)
+    kernel.may_send.set()
+    kernel.silent = "shell"
+    kernel.dispatcher.window.size = 1
+    request = asyncio.ensure_future(kernel.dispatcher.request({}))
+    async with asyncio.timeout(30):
+        while kernel.nudges < 1:  # it says nothing, which may be lost
+            await asyncio.sleep(timings.inquiry_after)
+        kernel.dispatcher.received("iopub", status("other", "busy", None))
+        await asyncio.sleep(20 * timings.inquiry_after)
+        assert kernel.nudges == 1
+        kernel.dispatcher.received("iopub", status("other", "idle", None))
+        while kernel.nudges < 3:
+            await asyncio.sleep(timings.inquiry_after)
+        answer(kernel, "1")
+        await request
+        nudges = kernel.nudges
+        while kernel.nudges == nudges:  # another client's message may have been missed
+            await asyncio.sleep(timings.inquiry_after)
+        await asyncio.sleep(20 * timings.inquiry_after)
+    assert kernel.nudges == nudges + 1
+    assert kernel.sent == ["execute_request"]
 
 
 class SideChannel:

@@ -58,7 +58,7 @@ def carry_message(remote: Remote, lane: str, header_text: str, data: str) -> Mim
     parts: list[Any]
     try:
         header = loads(header_text)
-        parts = [b64decode(data, validate=True)] if lane == "inline" else []
+        parts = [b64decode(data, validate=True)] if lane == "inline" and data else []
     except (ValueError, RecursionError) as error:
         damaged = WireError("integrity", "the request is damaged: %s" % error)
         return MimeReply(dumps(remote.refused(damaged)))
