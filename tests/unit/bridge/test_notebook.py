@@ -12,7 +12,6 @@ import pytest
 from bridgehead import Bridge, RemoteError, RunTimeout, SyncBridge, run_notebook
 from bridgehead._bridge.notebook import NotebookRun
 
-
 STREAM = {"output_type": "stream", "name": "stdout", "text": ["of an earlier run\n"]}
 
 
