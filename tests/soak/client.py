@@ -18,6 +18,7 @@ from typing import Any
 from bridgehead import Bridge
 from tests.bench import proc
 from tests.soak import left
+from tests.soak.actor import GUARD
 from tests.soak.model import Faults
 from tests.soak.report import failed
 from tests.soak.steps import Steps
@@ -31,7 +32,8 @@ async def main(wanted: dict[str, Any]) -> int:
         for lane in wanted["lanes"]:
             name = f"{wanted['name']}{len(actors)}"
             chance = random.Random(f"{wanted['seed']} {name}")
-            attach = lambda file=file, lane=lane: Bridge.attach(file, lane=lane)  # noqa: E731
+            how = {"lane": lane, "timeout": GUARD}  # it waits for the cells of other processes
+            attach = lambda file=file, how=how: Bridge.attach(file, **how)  # noqa: E731
             tight = "memory" in wanted["limits"]
             actors.append(Steps(name, kernel, faults, chance, attach, tight=tight, mortal=True))
     stop = asyncio.Event()
