@@ -8,6 +8,7 @@ block of Python in a page.
 import builtins
 import inspect
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,12 +59,11 @@ html_theme_options = {
 }
 
 
-# What a reader can use of types that only the library's own code names.
+# Types that only the library's own code names, and what a reader can use of them.
 READ_AS = {
-    "Opening[B]": "Awaitable[Bridge]",
-    "Opening[Self]": "Awaitable[Fleet]",
-    "HandoffTargets": "Fleet",
-    "ShownPanel": "AnyWidget",
+    r"~?[\w.]*\bOpening\[[^\]]*\]": "Awaitable[{kind}]",
+    r"~?[\w.]*\bHandoffTargets\b": "Fleet",
+    r"~?[\w.]*\bShownPanel\b": "AnyWidget",
 }
 
 
@@ -74,8 +74,9 @@ def setup(app: Any) -> None:
 
 def _readable(app: Any, what: str, name: str, obj: Any, options: Any, *texts: str | None) -> Any:
     """Return the arguments and the result of a signature, in types that a reader knows."""
+    kind = name.split(".")[1]
     for private, public in READ_AS.items():
-        texts = tuple(text and text.replace(private, public) for text in texts)
+        texts = tuple(text and re.sub(private, public.format(kind=kind), text) for text in texts)
     return texts
 
 
