@@ -18,6 +18,7 @@ from support.servers import TOKEN, on, serving
 
 
 @pytest.mark.servers
+@pytest.mark.timings(listed_answer=60.0)  # s; a server may be slow on a loaded machine
 async def test_kernels_of_servers_are_listed_and_used() -> None:
     with tempfile.TemporaryDirectory(prefix="bh-ls-") as folder:
         async with serving(runtime=folder) as url, on(url) as bridge:
