@@ -1,6 +1,7 @@
 """What stays in a kernel behind a server for a bridge, through the trials of a real kernel.
 
-Rule: as in ``kernel/connection/test_resources.py``. The second bridge does not pass ``Wire``.
+Rule: as in ``kernel/connection/test_resources.py``. Connections that break are in
+``test_reconnect.py``, a test for each kind.
 """
 
 from __future__ import annotations
@@ -14,17 +15,15 @@ from bridgehead import Bridge, KernelRestarted
 from support.kit import MESSAGES, goes_on
 from support.resources import (
     KINDS,
-    asked_while_cut,
     cancelled_at_any_instant,
     ended_by_a_restart,
-    goes_on_over_cuts,
     gone_with_its_owner,
     nothing_is_kept,
     nothing_is_left,
     of_every_kind,
     running,
 )
-from support.servers import GATEWAY, SERVER, Other, Wire, on, serving
+from support.servers import GATEWAY, SERVER, Other, on, serving
 
 pytestmark = pytest.mark.servers
 
@@ -37,24 +36,23 @@ async def anyone(request: pytest.FixtureRequest) -> AsyncIterator[str]:
 
 
 @pytest.fixture(params=MESSAGES)
-async def wired(
+async def two(
     anyone: str, request: pytest.FixtureRequest
-) -> AsyncIterator[tuple[Bridge, Bridge, Wire]]:
-    """Give a bridge through a proxy, another one to its kernel, and the proxy."""
+) -> AsyncIterator[tuple[Bridge, Bridge]]:
+    """Give a bridge, and another one to its kernel."""
     async with (
-        Wire(anyone) as wire,
         on(anyone) as kernel,
-        on(wire.url, kernel_id=kernel.info.kernel_id, lane=request.param) as bridge,
+        on(anyone, kernel_id=kernel.info.kernel_id, lane=request.param) as bridge,
     ):
-        yield bridge, kernel, wire
+        yield bridge, kernel
 
 
-Wired = tuple[Bridge, Bridge, Wire]
+Two = tuple[Bridge, Bridge]
 
 
 @pytest.mark.parametrize("how", ["dropped", "the bridge is closed", "the bridge vanished"])
-async def test_what_has_begun_is_gone_with_its_owner(wired: Wired, how: str) -> None:
-    bridge, kernel, _ = wired
+async def test_what_has_begun_is_gone_with_its_owner(two: Two, how: str) -> None:
+    bridge, kernel = two
     await kernel.pull("1", now=True)  # a subshell has a thread, which stays
     threads = (await kernel.call(running))[1]
     await gone_with_its_owner(bridge, kernel, how)
@@ -62,13 +60,13 @@ async def test_what_has_begun_is_gone_with_its_owner(wired: Wired, how: str) -> 
     await nothing_is_left(kernel, threads)
 
 
-async def test_a_cancel_at_any_instant_leaves_nothing(wired: Wired) -> None:
-    bridge, kernel, _ = wired
+async def test_a_cancel_at_any_instant_leaves_nothing(two: Two) -> None:
+    bridge, kernel = two
     await cancelled_at_any_instant(bridge, kernel, 2)
 
 
-async def test_a_restart_ends_what_has_begun_of_every_kind(wired: Wired, anyone: str) -> None:
-    bridge, kernel, _ = wired
+async def test_a_restart_ends_what_has_begun_of_every_kind(two: Two, anyone: str) -> None:
+    bridge, kernel = two
     held = await of_every_kind(bridge)
     async with Other(anyone) as other:
         await other.restart(str(bridge.info.kernel_id))
@@ -83,13 +81,3 @@ async def test_a_restart_ends_what_has_begun_of_every_kind(wired: Wired, anyone:
     await bridge.aclose()
     await kernel.run("globals().pop('report', None)")
     await nothing_is_kept(kernel)
-
-
-async def test_every_kind_goes_on_over_a_new_connection(wired: Wired) -> None:
-    bridge, kernel, wire = wired
-    await goes_on_over_cuts(bridge, kernel, wire.cut)
-
-
-async def test_what_is_asked_while_the_connection_is_cut_leaves_nothing(wired: Wired) -> None:
-    bridge, kernel, wire = wired
-    await asked_while_cut(bridge, kernel, wire.cut)

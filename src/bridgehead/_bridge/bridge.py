@@ -642,6 +642,9 @@ class Bridge(WorkMethods):
             1
             <Result [1] no value>
             5
+            >>> async with bridge.watch("x", "x * x") as watch:
+            ...     await anext(watch)
+            (5, 25)
         """
         self._connection.check()
         if not expressions:
