@@ -36,9 +36,7 @@ async def anyone(request: pytest.FixtureRequest) -> AsyncIterator[str]:
 
 
 @pytest.fixture(params=MESSAGES)
-async def two(
-    anyone: str, request: pytest.FixtureRequest
-) -> AsyncIterator[tuple[Bridge, Bridge]]:
+async def two(anyone: str, request: pytest.FixtureRequest) -> AsyncIterator[tuple[Bridge, Bridge]]:
     """Give a bridge, and another one to its kernel."""
     async with (
         on(anyone) as kernel,
