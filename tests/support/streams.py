@@ -18,6 +18,7 @@ from bridgehead._shipped.data import pyarrow as _arrow
 from bridgehead._shipped.data.registry import CONSTRUCTORS
 from support.data import codec_call, data, pickled
 
+CODES = st.sampled_from(["|i1", "<i4", "<i8"])
 COUNTS = st.sampled_from([0, 1, 2, 3, 8, 9, 1 << 16, 1 << 33, -1])
 SMALL = st.integers(0, 3)
 SCALARS = st.one_of(
@@ -173,17 +174,19 @@ def calls(parts: Any) -> Any:
     )
     label = st.one_of(parts, SCALARS.map(data))
     flag = st.booleans()
+    codes = st.binary(max_size=3).map(buffer) | SMALL.map(lambda n: buffer(bytes(8 * n)))
     made = {
         "make_index": (column, label, st.none() | UNITS),
         "make_series": (column, index, label, st.just({}), flag),
-        "make_categorical": (arrays(), index, flag),
+        "make_categorical": (CODES, codes, index, flag),
         "make_multi_index": (
             index.map(lambda one: b"](" + one + b"e"),
-            arrays().map(lambda one: b"](" + one + b"e"),
+            CODES.map(lambda one: [one]),
             label.map(lambda one: b"](" + one + b"e"),
             st.none() | SMALL,
+            codes,
         ),
-        "make_sparse": (column, arrays(), COUNTS, SCALARS.map(data), flag),
+        "make_sparse": (column, codes, COUNTS, SCALARS.map(data), flag),
         "make_numpy_column": (column,),
         "make_arrow_column": (column,),
         "make_pandas_dtype": (column,),

@@ -27,10 +27,10 @@ def categories(item: bytes) -> bytes:
     objects = codec_call("make_objects", (1,), "C", b"](" + item + b"e")
     column = codec_call("make_numpy_column", objects)
     index = codec_call("make_index", column, None, None)
-    return codec_call("make_categorical", array("|i1", b"\0"), index, False)
+    return codec_call("make_categorical", "|i1", data(bytes(1)), index, False)
 
 
-SPARSE = codec_call("make_sparse", array("|i1", b"\1"), array("<i4", bytes(4)), 2**31 - 1, 0, False)
+SPARSE = codec_call("make_sparse", array("|i1", b"\1"), data(bytes(4)), 2**31 - 1, 0, False)
 HOSTILE = {
     "a deep value": b")" + b"\x85" * 1_000_000,
     "a deep category": categories(b")" + b"\x85" * 1_000_000),

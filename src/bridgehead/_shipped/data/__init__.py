@@ -11,7 +11,8 @@ the caller hashes, compares, prints or converts it. It cannot change the frames 
 - Code: ``reader`` calls constructors and nothing else. A constructor checks its arguments, and
   builds from plain values and from buffers whose bytes are checked where a library trusts them.
 - Costs: everything is paid from one budget, in proportion to the bytes that crossed (``budget``).
-- Sharing: a buffer has one owner, so no value changes what another one has checked.
+- Sharing: a buffer has one owner, so no value changes what another one has checked. What a library
+  trusts without a check of its own, such as codes and places, crosses as a buffer.
 
 What a constructor costs, and what pays for it:
 
@@ -32,15 +33,17 @@ What a constructor costs, and what pays for it:
 - arrays of Arrow: no copy; 500 bytes for each, and Arrow's full check, linear in the bytes. Nulls,
   items of no size, rows of structures and of lists, and the texts of dictionaries: a claim. What
   pandas adds to a schema: its bytes; its names of types are known ones.
-- an ``array.array``: a copy, which is charged.
-- tensors of torch: no copy; a check of bools. Sizes and the order of axes are checked against the
-  bytes. Empty tensors: a claim, as for arrays.
+- an ``array.array``: a copy, which is charged. A repr, which prints all numbers: visits.
+- tensors of torch: no copy, unless their frame is not aligned; a check of bools, visits for a repr.
+  Sizes and the order of axes are checked against the bytes. Empty tensors: a claim, as for arrays.
 - sparse matrices of scipy: no copy; checks of all places. A claim of a line each way, which every
-  conversion makes. Their dense form is not counted: only ``toarray`` makes it.
+  conversion makes. Their dense form is not counted: ``toarray`` makes it, ``==`` does, which warns
+  of it, and ``todia`` makes a line for each diagonal.
 - columns of polars: those of Arrow, and a copy, which is charged. Dates and times beyond what
   polars prints are refused.
 - images of Pillow: four bytes for each pixel, whatever its mode. Only raw bytes are decoded.
-- variables of xarray: four times their bytes; the labels of an index are tried out.
+- variables of xarray: four times their bytes. Indexes: those of pandas, whose labels are tried out
+  and converted once, which is claimed.
 - instances of allowed classes: what the class does with its arguments, which are weighed before. A
   constructor that it inherits from a builtin class gets only what takes no more than crossed.
 

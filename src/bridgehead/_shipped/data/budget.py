@@ -130,12 +130,20 @@ class Budget:
         self.linked_objects.append(made)
         return made
 
-    def own(self, raw: Any) -> None:
-        """Take a buffer for one object; a second one could make the values of the first invalid."""
-        if type(raw) is not bytes:  # which nothing can change
+    def own(self, raw: Any) -> Any:
+        """Return a buffer for one object, with memory that no other value writes.
+
+        Through it the values of the object could become invalid. A bytearray is copied, because the
+        value of the stream may have it, too.
+        """
+        if type(raw) is bytearray:
+            self.charge(len(raw))
+            return bytearray(raw)
+        if type(raw) is memoryview:
             need(id(raw) not in self.owned, "a buffer is used more than once")
             self.owned[id(raw)] = raw
-            self.open -= type(raw) is memoryview
+            self.open -= 1
+        return raw
 
     # ------------------------------------------------------------ visits and nesting
 

@@ -13,6 +13,7 @@ from typing import Any, Dict, Tuple
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.registry import (
+        BUFFER,
         NONE,
         REDUCERS,
         DataReader,
@@ -140,7 +141,7 @@ def make_dtype(reader: DataReader, description: Any) -> Any:
     return library("numpy").dtype("O") if description == "O" else _dtype(reader, description)
 
 
-@constructor(None, tuple, str, (bytes, bytearray, memoryview))
+@constructor(None, tuple, str, BUFFER)
 def make_array(reader: DataReader, description: Any, shape: Any, order: str, raw: Any) -> Any:
     """Make an array over the buffer itself; it is writable if the buffer is."""
     numpy = library("numpy")
@@ -151,7 +152,7 @@ def make_array(reader: DataReader, description: Any, shape: Any, order: str, raw
     need(
         size == count * dtype.itemsize, "%d bytes do not hold %d items of %s" % (size, count, dtype)
     )
-    reader.own(raw)
+    raw = reader.own(raw)
     if size == 0:
         reader.claim(8 * count)
         return numpy.ndarray(shape, dtype, order=order)
@@ -166,6 +167,23 @@ def make_array(reader: DataReader, description: Any, shape: Any, order: str, raw
     reader.show(_ARRAY + printed * (min(_NUMBER * leaves, 8 * width) + (width >> 3)))
     _check_items(numpy, array)
     return array
+
+
+def own_integers(reader: DataReader, kind: str, raw: Any) -> Any:
+    """Return a flat array of integers that no other value shares.
+
+    A library checks no place, start or code again. If a caller could write it through another
+    value of the same stream, the library would read other memory.
+    """
+    need(kind in ("|i1", "<i2", "<i4", "<i8"), "invalid kind of integers")
+    return make_array(reader, kind, (memoryview(raw).nbytes // int(kind[2:]),), "C", raw)
+
+
+def sent_integers(writer: DataWriter, array: Any) -> Any:
+    """Return the arguments for ``own_integers``."""
+    numpy = library("numpy")
+    array = numpy.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    return array.dtype.str, writer.buffer(array)
 
 
 def _parts_of_item(dtype: Any) -> Tuple[int, int]:

@@ -13,7 +13,9 @@ from time import thread_time
 from typing import Any
 
 if __package__:  # in the kernel, all shipped files are one module
+    from bridgehead._shipped.data.numpy import own_integers, sent_integers
     from bridgehead._shipped.data.registry import (
+        BUFFER,
         CONTAINER_COST,
         NONE,
         DataReader,
@@ -212,11 +214,12 @@ def make_intervals(reader: DataReader, left: Any, right: Any, closed: str) -> An
     return pandas.arrays.IntervalArray.from_arrays(left, right, closed)
 
 
-@constructor(None, None, bool, cost=CONTAINER_COST)
-def make_categorical(reader: DataReader, codes: Any, categories: Any, ordered: bool) -> Any:
-    numpy, pandas = library("numpy"), library("pandas")
-    fine = type(codes) is numpy.ndarray and codes.dtype.kind == "i" and codes.ndim == 1
-    need(fine, "invalid codes")
+@constructor(str, BUFFER, None, bool, cost=CONTAINER_COST)
+def make_categorical(
+    reader: DataReader, kind: str, codes: Any, categories: Any, ordered: bool
+) -> Any:
+    pandas = library("pandas")
+    codes = own_integers(reader, kind, codes)
     reader.charge(codes.nbytes + len(_labels(pandas, categories)))
     _try_hashes(reader, pandas, categories)
     made = pandas.Categorical.from_codes(codes, categories, ordered)
@@ -240,13 +243,13 @@ def make_nullable(reader: DataReader, name: str, values: Any, mask: Any) -> Any:
     return getattr(pandas.arrays, name)(values, mask)
 
 
-@constructor(None, None, int, None, bool, cost=CONTAINER_COST)
+@constructor(None, BUFFER, int, None, bool, cost=CONTAINER_COST)
 def make_sparse(
     reader: DataReader, values: Any, places: Any, length: int, fill: Any, blocks: bool
 ) -> Any:
     numpy, pandas = library("numpy"), library("pandas")
-    fine = type(places) is numpy.ndarray and places.dtype == "i4" and places.ndim == 1
-    need(fine and 0 <= length < 1 << 31, "invalid sparse index")
+    need(0 <= length < 1 << 31, "invalid sparse index")
+    places = own_integers(reader, "<i4", places)
     need(type(_column(pandas, values)) is numpy.ndarray and values.ndim == 1, "invalid values")
     need(is_scalar(fill), "invalid fill value")
     reader.charge(places.nbytes)
@@ -364,16 +367,18 @@ def _length(rows: range) -> int:
     return max(0, (rows[-1] - rows[0]) // rows.step + 1) if rows else 0
 
 
-@constructor(list, list, list, (int, NONE), cost=CONTAINER_COST)
-def make_multi_index(reader: DataReader, levels: Any, codes: Any, names: Any, order: Any) -> Any:
-    numpy, pandas = library("numpy"), library("pandas")
+@constructor(list, list, list, (int, NONE), BUFFER, ..., cost=CONTAINER_COST)
+def make_multi_index(
+    reader: DataReader, levels: Any, kinds: Any, names: Any, order: Any, *codes: Any
+) -> Any:
+    pandas = library("pandas")
+    need(len(kinds) == len(codes), "codes without a type")
+    codes = tuple([own_integers(reader, kind, raw) for kind, raw in zip(kinds, codes)])
     for level in levels:
         need(type(_labels(pandas, level)) is not pandas.MultiIndex, "level that is a MultiIndex")
         reader.charge(len(level))
         _try_hashes(reader, pandas, level)
     for code in codes:
-        fine = type(code) is numpy.ndarray and code.dtype.kind == "i" and code.ndim == 1
-        need(fine, "invalid codes")
         reader.charge(code.nbytes)
     made = pandas.MultiIndex(levels=levels, codes=codes, names=names, sortorder=order)
     for level, code in zip(levels, codes):
@@ -493,7 +498,8 @@ def _reduce_intervals(writer: DataWriter, values: Any) -> Any:
 
 
 def _reduce_categorical(writer: DataWriter, values: Any) -> Any:
-    return make_categorical, (values._codes, values.categories, bool(values.ordered))
+    codes = sent_integers(writer, values._codes)
+    return make_categorical, (*codes, values.categories, bool(values.ordered))
 
 
 def _reduce_nullable(writer: DataWriter, values: Any) -> Any:
@@ -504,6 +510,7 @@ def _reduce_sparse(writer: DataWriter, values: Any) -> Any:
     index = values.sp_index
     blocks = type(index).__name__ == "BlockIndex"
     places = index.to_int_index().indices
+    _, places = sent_integers(writer, places)
     return make_sparse, (values.sp_values, places, index.length, values.fill_value, blocks)
 
 
@@ -538,8 +545,10 @@ def _reduce_range_index(writer: DataWriter, index: Any) -> Any:
 
 
 def _reduce_multi_index(writer: DataWriter, index: Any) -> Any:
-    codes = [sys.modules["numpy"].asarray(code) for code in index.codes]
-    return make_multi_index, (list(index.levels), codes, list(index.names), index.sortorder)
+    sent = [sent_integers(writer, code) for code in index.codes]
+    kinds, codes = [kind for kind, _ in sent], [raw for _, raw in sent]
+    parts = (list(index.levels), kinds, list(index.names), index.sortorder)
+    return make_multi_index, (*parts, *codes)
 
 
 def _reduce_series(writer: DataWriter, series: Any) -> Any:

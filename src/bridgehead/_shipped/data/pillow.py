@@ -9,6 +9,7 @@ from typing import Any
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.registry import (
+        BUFFER,
         CONTAINER_COST,
         NONE,
         DataReader,
@@ -33,24 +34,23 @@ _PACKED = {
     "HSV": 24,
     **dict.fromkeys(("RGBA", "RGBX", "CMYK", "I", "F"), 32),
 }
-_LONGEST_SIDE = 1 << 30
+_LONGEST_SIDE = 1 << 28  # of more, Pillow says that there is no memory
 
 
-@constructor(
-    str, int, int, (bytes, bytearray, memoryview), dict, (bytes, NONE), cost=CONTAINER_COST
-)
+@constructor(str, int, int, BUFFER, dict, (bytes, NONE), cost=CONTAINER_COST)
 def make_picture(
     reader: DataReader, mode: str, width: int, height: int, raw: Any, info: Any, palette: Any
 ) -> Any:
     need(mode in _PACKED, "invalid mode of an image")
     need(all(0 <= side < _LONGEST_SIDE for side in (width, height)), "invalid size of an image")
+    reader.claim(0 if width and height else 4 * max(width, height))
     need({str}.issuperset(map(type, info)), "a key of an image that is not a string")
     packed = (width * _PACKED[mode] + 7 >> 3) * height
     need(memoryview(raw).nbytes == packed, "bytes that do not fit the size of the image")
     if palette is not None:
         fine = mode in ("L", "LA", "P", "PA") and len(palette) <= 768 and len(palette) % 3 == 0
         need(fine, "invalid palette")
-    reader.own(raw)
+    raw = reader.own(raw)
     # Pillow has a pixel of several bands in four bytes, and a pointer for each line.
     reader.charge((1 if mode in ("1", "L", "P") else 4) * width * height + 8 * height)
     module = library("PIL.Image")

@@ -18,6 +18,7 @@ from typing import Any, Dict, Iterator, List
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.pandas_metadata import check_pandas_metadata
     from bridgehead._shipped.data.registry import (
+        BUFFER,
         CONTAINER_COST,
         NONE,
         DataReader,
@@ -209,7 +210,7 @@ def _arrow_schema(reader: DataReader, pyarrow: Any, description: Any) -> Any:
 # ---------------------------------------------------------------- reading
 
 
-@constructor(str, tuple, list, (bytes, bytearray, memoryview, NONE), ..., cost=CONTAINER_COST)
+@constructor(str, tuple, list, (*BUFFER, NONE), ..., cost=CONTAINER_COST)
 def make_arrow(reader: DataReader, kind: str, description: Any, layouts: Any, *buffers: Any) -> Any:
     """Make an object of pyarrow of its description, the layouts of its arrays, and their buffers.
 
@@ -268,7 +269,7 @@ class _ArrowAssembly:
         if raw is None:
             need(optional, "a buffer is missing")
             return None
-        self.reader.own(raw)
+        raw = self.reader.own(raw)
         nbytes = memoryview(raw).nbytes
         need(size in (nbytes, -1), "a buffer of %d bytes, not %d" % (nbytes, size))
         return self.pyarrow.py_buffer(raw)

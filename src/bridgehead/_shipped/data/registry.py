@@ -23,6 +23,8 @@ NONE = type(None)
 # The modules of the constructors: in the client these files, in the kernel the remote module.
 HOME = re.compile(r"bridgehead\._shipped\.data(\.\w+)?|_bridgehead_[0-9a-f]{12}")
 
+BUFFER = (bytes, bytearray, memoryview)  # the types of a buffer
+
 CONTAINER_COST = 500  # the least charge of a table, column, array or image; an object: 16
 
 
@@ -56,8 +58,8 @@ class DataReader(Protocol):
     def show(self, count: int) -> None:
         """Count what a repr or a copy of the object that is made costs, wherever it is met."""
 
-    def own(self, raw: Any) -> None:
-        """Take a buffer for one object; a second one could make the values of the first invalid."""
+    def own(self, raw: Any) -> Any:
+        """Return a buffer for one object, with memory that no other value writes."""
 
     def linked(self, made: Any) -> Any:
         """Record an object whose deallocation recurses into objects of its kind inside it."""

@@ -18,6 +18,7 @@ from typing import Any
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.budget import FREE_VISITS, VISITS_FOR_EACH
     from bridgehead._shipped.data.registry import (
+        BUFFER,
         NONE,
         REDUCERS,
         DataReader,
@@ -183,7 +184,7 @@ _NUMBER_SIZES = {
 }
 
 
-@constructor(str, int, bool, (bytes, bytearray, memoryview))
+@constructor(str, int, bool, BUFFER)
 def make_flat_numbers(reader: DataReader, code: str, size: int, little: bool, raw: Any) -> Any:
     """Make an ``array.array``; ``size`` is that of a number, and ``little`` its byte order."""
     need(size in _NUMBER_SIZES.get(code, ()), "invalid kind of numbers")
@@ -191,8 +192,10 @@ def make_flat_numbers(reader: DataReader, code: str, size: int, little: bool, ra
     array = library("array")
     if array.array(code).itemsize != size:  # a long of another system
         code = ("q" if size == 8 else "i") if code == "l" else ("Q" if size == 8 else "I")
-    reader.own(raw)
+    raw = reader.own(raw)
     reader.charge(memoryview(raw).nbytes)
+    # A repr prints all of them; of a float it takes 0.6 µs, of an integer a tenth.
+    reader.show(memoryview(raw).nbytes // size * (10 if code in "fd" else 2))
     made = array.array(code)
     made.frombytes(raw)
     if little != (sys.byteorder == "little"):

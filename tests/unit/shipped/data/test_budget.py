@@ -14,6 +14,7 @@ import enum
 import fractions
 import pickle
 import struct
+from array import array as array_array
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,17 +83,18 @@ PLACES = {
         array("|i1", 1), index_of(extension(column(part)))
     ),
     "categories": lambda part: codec_call(
-        "make_categorical", array("|i1", 0), index_of(extension(column(part))), False
+        "make_categorical", "|i1", data(b"\0"), index_of(extension(column(part))), False
     ),
     "a level": lambda part: codec_call(
         "make_multi_index",
         b"](" + index_of(extension(column(part))) + b"e",
-        b"](" + array("|i1", 0) + b"e",
+        ["|i1"],
         [None],
         None,
+        data(b"\0"),
     ),
     "a sparse column": lambda part: codec_call(
-        "make_sparse", column(part), array("<i4", 0), 1, 0, False
+        "make_sparse", column(part), data(bytes(4)), 1, 0, False
     ),
     "the name of an index": lambda part: codec_call("make_range_index", 0, 1, 1, part),
     "the name of a column": lambda part: codec_call(
@@ -356,6 +358,16 @@ def test_what_takes_long_to_print_is_not_shared_without_end(value: Any) -> None:
     assert len(sent(several)) == 300
 
 
+@pytest.mark.parametrize("code", "bdf")
+def test_a_long_array_of_numbers_is_not_printed_without_end(code: str) -> None:
+    """M2, M4. 1.9 kB and a frame of 400 kB took a minute and gigabytes."""
+    for count in (1000, 100_000):
+        value = array_array(code, np.full(count, 1.1).astype(code))
+        with pytest.raises(WireError, match="visits"):
+            sent([value] * 1000)
+        assert sent([value] * 5) == [value] * 5
+
+
 def test_text_whose_repr_takes_gigabytes_is_refused() -> None:
     """M4. Each reference to the text is two bytes."""
     long = "x" * 200_000
@@ -425,7 +437,7 @@ BESIDE = {
     "in a list": b"](" + LONG + FIVE + b"e",
     "in categories": codec_call(
         "make_categorical",
-        array("|i1", 0),
+        *("|i1", data(b"\0")),
         index_of(codec_call("make_objects", (2,), "C", b"](" + LONG + FIVE + b"e")),
         False,
     ),
@@ -483,7 +495,7 @@ def test_long_integers_and_keys_of_one_hash_arrive() -> None:
 # ---------------------------------------------------------------- claims
 
 
-SPARSE = (array("|i1", 1), array("<i4", 1), 2**31 - 1, 0, False)
+SPARSE = (array("|i1", 1), data(b"\1\0\0\0"), 2**31 - 1, 0, False)
 NOTHING = b"C\0"
 CLAIMS = {
     "a sparse index": series(
@@ -663,14 +675,50 @@ def test_a_constructor_or_a_buffer_never_escapes_as_a_value() -> None:
         refusal_of([raw, bytearray(8)], MEBIBYTE)
 
 
-def test_two_arrays_never_share_one_buffer() -> None:
-    """Through the one the values of the other would become invalid."""
+def test_two_values_never_share_one_buffer() -> None:
+    """M12. Through the one the values of the other would become invalid."""
     make = named("bridgehead._shipped.data", "make_array")
     for one, other in (("|b1", "|u1"), ("<U1", "<u4")):
-        shared = data(bytearray(4)) + b"\x940"
         count = (4 // np.dtype(one).itemsize,)
         calls = [make + b"(" + data(d) + data(count) + data("C") + b"h\0tR" for d in (one, other)]
-        refusal_of(pickled(shared, b"(", *calls, b"t"), MEBIBYTE)
+        raw, *arrays = decode_data([pickled(data(bytearray(4)) + b"\x940", b"(h\0", *calls, b"t")])
+        raw[:] = b"\xff" * 8  # which is impossible while an array is over it
+        arrays[1][:] = 0xFFFFFFFF >> 8 * (4 - arrays[1].itemsize)
+        assert not arrays[0].view("u1").any()
+
+
+def category(codes: bytes) -> bytes:
+    labels = index_of(codec_call("make_objects", (1,), "C", ["a"]))
+    return codec_call("make_categorical", "|i1", codes, labels, False)
+
+
+CODES = {
+    "codes": category,
+    "levels": lambda codes: codec_call(
+        "make_multi_index",
+        b"](" + index_of(codec_call("make_objects", (1,), "C", ["a"])) + b"e",
+        *(["|i1"], [None], None, codes),
+    ),
+    "places": lambda places: codec_call(
+        "make_sparse", array("<f8", *range(9)), places, 1000, 0.0, False
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CODES)
+def test_no_other_value_writes_what_a_library_trusts(kind: str) -> None:
+    """M12. A code of 100 made pandas read other memory, and the process ended."""
+    dtype = "<i4" if kind == "places" else "|i1"
+    honest = np.arange(9, dtype=dtype) if kind == "places" else np.zeros(900, dtype)
+    fresh = data(bytearray(honest.tobytes()))
+    plain = codec_call("make_array", dtype, honest.shape, "C", b"h\0")
+    stream = pickled(b"](", fresh + b"\x94", plain, CODES[kind](b"h\0"), b"e")
+    raw, values, other = decode_data([stream])
+    raw[:] = b"\x64" * len(raw)
+    values[:] = 100
+    assert repr(other) == repr(decode_data([pickled(CODES[kind](fresh))]))
+    with pytest.raises(WireError, match="does not take"):
+        decode_data([pickled(CODES[kind](plain.replace(b"h\0", fresh)))])
 
 
 @pytest.mark.parametrize("unit", ["0s", "0D", "000s", "00000000Y"])

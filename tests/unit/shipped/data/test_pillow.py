@@ -57,6 +57,8 @@ HOSTILE = {
     "too many bytes": call(raw=bytearray(7)),
     "a negative size": call(size=(-2, -1)),
     "a huge size of nothing": call(size=(0, 1 << 40), raw=bytearray()),
+    "a line as wide as may be, of no height": call(size=((1 << 28) - 1, 0), raw=bytearray()),
+    "a line that Pillow has no memory for": call(size=((1 << 29), 0), raw=bytearray()),
     "many lines of no width": call(size=(0, (1 << 30) - 1), raw=bytearray()),
     "a size beyond integers": call(size=(1 << 31, 1 << 31)),
     "a key that is no text": call(info=data({1: 2})),

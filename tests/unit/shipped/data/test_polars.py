@@ -58,6 +58,7 @@ COLUMNS = {
     "a time of microseconds": column([1], pa.time64("us")),
     "the least duration": column([-HUGE - 1], pa.duration("ns")),
     "a dictionary": column(["a"], pa.string()).dictionary_encode(),
+    "milliseconds whose mean is none": column([1 - HUGE], pa.duration("ms")),
     "a map": column([[(1, 2)]], pa.map_(pa.int8(), pa.int8())),
     "dates in a list": column([[HUGE >> 33]], pa.list_(pa.date32())),
     "nothing but nulls": column([None], pa.null()),

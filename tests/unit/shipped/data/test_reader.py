@@ -449,15 +449,13 @@ MALFORMED: dict[str, Any] = {
         codec_call(
             "make_multi_index",
             b"]" + INDEX + b"a",
-            b"]" + codec_call("make_array", "|i1", (1,), "C", b"C\x01\x09") + b"a",
-            [None],
-            None,
+            *(["|i1"], [None], None, b"C\x01\x09"),
         )
     ),
     "codes beyond the categories": pickled(
         codec_call(
             "make_categorical",
-            codec_call("make_array", "|i1", (1,), "C", b"C\x01\x09"),
+            *("|i1", b"C\x01\x09"),
             codec_call(
                 "make_index", codec_call("make_array", "|i1", (1,), "C", b"C\x01\x09"), None, None
             ),
@@ -468,7 +466,7 @@ MALFORMED: dict[str, Any] = {
         codec_call(
             "make_sparse",
             codec_call("make_array", "|i1", (1,), "C", b"C\x01\x09"),
-            codec_call("make_array", "<i4", (1,), "C", b"C\x04\x09\0\0\0"),
+            b"C\x04\x09\0\0\0",
             5,
             0,
             False,

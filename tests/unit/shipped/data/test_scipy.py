@@ -50,21 +50,26 @@ def flat(values: Any, dtype: str) -> bytes:
     )
 
 
+def integers(values: Any, dtype: str) -> bytes:
+    return data(bytearray(np.array(values, dtype).tobytes()))
+
+
 def lines(
     name: Any = "csr_array",
     shape: Any = (2, 3),
     values: Any = (1, 2),
     places: Any = (0, 2),
     starts: Any = (0, 1, 2),
-    kinds: Any = ("f8", "i4", "i4"),
+    kinds: Any = ("f8", "<i4"),
 ) -> bytes:
-    parts = [flat(part, kind) for part, kind in zip((values, places, starts), kinds, strict=True)]
-    return codec_call("make_sparse_by_lines", name, shape, *parts)
+    parts = [integers(part, kinds[1]) for part in (places, starts)]
+    return codec_call("make_sparse_by_lines", name, shape, flat(values, kinds[0]), kinds[1], *parts)
 
 
 def places(shape: Any = (2, 3), rows: Any = (0, 1), columns: Any = (0, 2), count: int = 2) -> bytes:
-    parts = [flat(range(count), "f8"), flat(rows, "i8"), flat(columns, "i8")]
-    return codec_call("make_sparse_by_places", "coo_array", shape, *parts)
+    parts = [integers(part, "i8") for part in (rows, columns)]
+    values = flat(range(count), "f8")
+    return codec_call("make_sparse_by_places", "coo_array", shape, values, "<i8", *parts)
 
 
 HOSTILE = {
@@ -84,18 +89,17 @@ HOSTILE = {
     "a negative shape": lines(shape=(2, -3)),
     "a shape beyond integers": lines(shape=(2, 1 << 70)),
     "three dimensions": lines(shape=(2, 3, 1)),
-    "places of eight bits": lines(kinds=("f8", "i1", "i4")),
-    "places of two sizes": lines(kinds=("f8", "i4", "i8")),
-    "unsigned places": lines(kinds=("f8", "u4", "u4")),
-    "texts": lines(values=("a", "b"), kinds=("U1", "i4", "i4")),
-    "times": lines(kinds=("M8[s]", "i4", "i4")),
-    "other byte order": lines(kinds=(">f8", "i4", "i4")),
+    "places of eight bits": lines(kinds=("f8", "|i1")),
+    "unsigned places": lines(kinds=("f8", "<u4")),
+    "texts": lines(values=("a", "b"), kinds=("U1", "<i4")),
+    "times": lines(kinds=("M8[s]", "<i4")),
+    "other byte order": lines(kinds=(">f8", "<i4")),
     "a row beyond": places(rows=(0, 2)),
     "a negative column": places(columns=(0, -1)),
     "fewer rows": places(rows=(0,)),
     "coordinates in a huge shape": places(shape=(1 << 61, 1 << 61)),
     "a value instead of an array": codec_call(
-        "make_sparse_by_places", "coo_array", (2, 3), 1, 2, 3
+        "make_sparse_by_places", "coo_array", (2, 3), 1, "<i8", data(b""), data(b"")
     ),
 }
 
@@ -110,6 +114,26 @@ def test_the_honest_calls_of_these_tests_are_not_refused() -> None:
 
     for call in (lines(), places(), lines("csc_matrix", (3, 2))):
         assert decode_data([pickled(call)]).nnz == 2
+
+
+@pytest.mark.parametrize("kind", ["csr_array", "csc_matrix", "coo_array"])
+def test_no_other_value_writes_the_places(kind: str) -> None:
+    """scipy read and wrote other memory, and the process ended."""
+    from bridgehead._shipped.data import decode_data
+
+    ones = np.ones(3, "<i4").tobytes()
+    raw = data(bytearray(ones)) + b"\x94"
+    values = codec_call("make_array", "<i4", (3,), "C", b"h\0")
+    if kind == "coo_array":
+        rest = (b"h\0", b"h\0")
+    else:
+        rest = (b"h\0", integers((0, 1, 2, 3), "<i4"))
+    name = "make_sparse_by_" + ("places" if kind == "coo_array" else "lines")
+    made = codec_call(name, kind, (3, 3), values, "<i4", *rest)
+    shared, matrix = decode_data([pickled(b"](", raw, made, b"e")])
+    shared[:] = b"\x64" * 12
+    matrix *= 100_000_000
+    assert matrix.toarray().sum() == matrix.data.sum() == 300_000_000
 
 
 async def test_matrices_cross_as_data(kernel: Bridge) -> None:

@@ -66,8 +66,11 @@ class Named(torch.Tensor):
     pass
 
 
+KINDS = ["sparse", "meta", "quantized", "subclass", "attributes", "gradient", "hooks"]
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["sparse", "meta", "quantized", "subclass", "attributes", "hooks"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_dense_tensor_is_refused_by_the_sender(kind: str) -> None:
     tensor = torch.ones(3, 3)
     if kind == "sparse":
@@ -80,6 +83,8 @@ def test_what_is_no_dense_tensor_is_refused_by_the_sender(kind: str) -> None:
         tensor = tensor.as_subclass(Named)
     elif kind == "attributes":
         tensor.tag = 1
+    elif kind == "gradient":  # of which there is a gradient again
+        tensor.requires_grad_().grad = torch.ones(3, 3, requires_grad=True)
     else:
         tensor = tensor.requires_grad_()
         tensor.register_hook(lambda grad: None)
@@ -130,6 +135,36 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_tensor_is_refused(name: str) -> None:
     assert refused(pickled(HOSTILE[name]))[0] in ("protocol", "untrusted")
+
+
+def test_a_tensor_shares_its_memory_with_no_other_value() -> None:
+    """torch keeps no export of a buffer: a bytearray that is resized would leave freed memory."""
+    for name, size in (("uint8", 8000), ("bool", 8000)):
+        shared = data(bytearray(8000)) + b"\x94"
+        made = codec_call("make_dense_tensor", name, (size,), (0,), b"h\0", False, False, None)
+        raw, tensor = _decoded([pickled(b"](", shared, made, b"e")])
+        raw[:] = b"\xff" * 100_000
+        assert not tensor.any()
+
+
+@pytest.mark.parametrize("shift", [1, 2, 4, 8])
+def test_a_tensor_is_aligned_wherever_its_frame_is(shift: int) -> None:
+    """An index of complex numbers that are not aligned ends the process (torch 2.13)."""
+    whole = memoryview(bytearray(16_064))[shift : shift + 16_000]
+    made = call("complex128", (1000,), raw=bytearray(), flags=(False, False))
+    tensor = _decoded([pickled(made.replace(data(bytearray()), b"\x97")), whole])
+    assert not tensor[torch.arange(999, -1, -1)].any()
+
+
+@pytest.mark.parametrize("shape", [(), (1000,), (2,) * 12, (0,)])
+@pytest.mark.parametrize("dtype", ["uint8", "complex64"])
+def test_what_takes_long_to_print_is_not_shared_without_end(dtype: str, shape: Any) -> None:
+    """M2. Each reference to a tensor is two bytes, and its repr up to 15 µs for each number."""
+    tensor = torch.ones(shape, dtype=getattr(torch, dtype))
+    with pytest.raises(WireError, match="visits"):
+        sent([tensor] * 40_000)
+    assert len(sent([tensor] * 20)) == 20
+    assert len(sent([tensor.clone() for _ in range(300)])) == 300
 
 
 def test_a_chain_of_gradients_is_bounded() -> None:
