@@ -1,12 +1,12 @@
 """Data of xarray: variables, arrays and datasets, as arrays of numpy with names.
 
 Rule: xarray's public constructors put a dataset together. What is not an array of numpy, such as
-one of dask, is no data; nor is an index of more than one level.
+one of dask, is no data. An index crosses as that of pandas, so that it keeps its type, its time
+zone and its frequency; one of more than one level is no data.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 if __package__:  # in the kernel, all shipped files are one module
@@ -22,8 +22,9 @@ if __package__:  # in the kernel, all shipped files are one module
         need,
         untrusted,
     )
+    from bridgehead._shipped.wire.errors import WireError
 
-_ITEMS_OF_OBJECTS = {str, float, NONE}
+_ITEMS_OF_OBJECTS = {str, bytes, float, NONE}
 
 
 @constructor(tuple, None, dict, dict, cost=CONTAINER_COST)
@@ -39,10 +40,45 @@ def make_variable(reader: DataReader, dims: Any, values: Any, attrs: Any, encodi
     return library("xarray").Variable(dims, values, attrs, encoding)
 
 
+@constructor(str, None, None, dict, dict, cost=CONTAINER_COST)
+def make_labels(
+    reader: DataReader, dim: str, index: Any, dtype: Any, attrs: Any, encoding: Any
+) -> Any:
+    """Make the variable of an index; its values are the labels, converted to a dtype."""
+    numpy, pandas, xarray = library("numpy"), library("pandas"), library("xarray")
+    _check_labels(numpy, pandas, index)
+    need(dtype is None or isinstance(dtype, numpy.dtype), "invalid dtype of labels")
+    need(_are_strings(attrs) and _are_strings(encoding), "a name that is not a string")
+    width = 16 if dtype is None else dtype.itemsize
+    reader.claim(width * len(index))
+    if dtype is not None and dtype != index.dtype:
+        numpy.asarray(index, dtype)  # a conversion that fails, fails here
+    _try_hashes(reader, pandas, index)
+    (made,) = xarray.indexes.PandasIndex(index, dim, dtype).create_variables().values()
+    made.attrs, made.encoding = attrs, encoding
+    return made
+
+
+def _check_labels(numpy: Any, pandas: Any, index: Any) -> None:
+    fine = isinstance(index, pandas.Index) and type(index) is not pandas.MultiIndex
+    need(fine, "labels that are not an index of one level")
+    dtype = index.dtype
+    if type(dtype) is pandas.CategoricalDtype:
+        _check_labels(numpy, pandas, index.categories)
+    elif isinstance(dtype, numpy.dtype) and dtype.kind == "O":
+        need(_ITEMS_OF_OBJECTS.issuperset(map(type, index)), "objects in an index")
+    else:
+        kinds = (numpy.dtype, pandas.StringDtype, pandas.DatetimeTZDtype)
+        known = isinstance(dtype, (*kinds, pandas.PeriodDtype, pandas.IntervalDtype))
+        need(known, "an index of another dtype")
+
+
 @constructor(None, dict, (str, NONE), cost=CONTAINER_COST)
 def make_data_array(reader: DataReader, variable: Any, coords: Any, name: Any) -> Any:
     xarray = library("xarray")
-    _check_variables(reader, {**coords, "": variable})
+    sizes: Any = {}
+    _check_variables(reader, coords, sizes)
+    _check_variables(reader, {"": variable}, sizes)
     made = xarray.DataArray(variable, coords=_as_coordinates(coords), name=name)
     made.attrs, made.encoding = variable.attrs, variable.encoding
     return made
@@ -50,7 +86,11 @@ def make_data_array(reader: DataReader, variable: Any, coords: Any, name: Any) -
 
 @constructor(dict, dict, dict, dict, cost=CONTAINER_COST)
 def make_dataset(reader: DataReader, variables: Any, coords: Any, attrs: Any, encoding: Any) -> Any:
-    _check_variables(reader, {**coords, **variables})
+    sizes: Any = {}
+    _check_variables(reader, coords, sizes)
+    _check_variables(reader, variables, sizes)
+    for name, variable in variables.items():
+        need(variable.dims != (name,), "a variable of which xarray would make an index")
     need(_are_strings(attrs) and _are_strings(encoding), "a name that is not a string")
     made = library("xarray").Dataset(variables, _as_coordinates(coords), attrs)
     made.encoding = encoding
@@ -61,25 +101,28 @@ def _are_strings(names: Any) -> bool:
     return {str}.issuperset(map(type, names))
 
 
-def _check_variables(reader: DataReader, variables: Any) -> None:
-    """Check the variables of one object, and that the labels of its indexes do not collide."""
-    xarray, pandas = library("xarray"), library("pandas")
+def _check_variables(reader: DataReader, variables: Any, sizes: Any) -> None:
+    """Check some variables of one object; ``sizes`` are those of its dimensions until now."""
+    xarray = library("xarray")
     need(_are_strings(variables), "a name that is not a string")
-    sizes: Any = {}
-    for name, variable in variables.items():
-        need(type(variable) is xarray.Variable, "not a variable")
+    for variable in variables.values():
+        need(type(variable) in (xarray.Variable, xarray.IndexVariable), "not a variable")
         reader.charge(CONTAINER_COST)
         for dim, size in zip(variable.dims, variable.shape):
             need(sizes.setdefault(dim, size) == size, "a dimension of two sizes")
-        if variable.dims == (name,):
-            reader.charge(8 * variable.nbytes)
-            labels = functools.partial(pandas.Index, tupleize_cols=False)
-            _try_hashes(reader, pandas, labels(variable.values))
 
 
 def _as_coordinates(coords: Any) -> Any:
-    """Return coordinates; the one of a dimension becomes its index."""
-    return {name: variable.copy(deep=False) for name, variable in coords.items()}
+    """Return coordinates; no other ones than ``make_labels`` made have an index."""
+    xarray = library("xarray")
+    indexes: Any = {}
+    for name, variable in coords.items():
+        if type(variable) is xarray.IndexVariable:
+            labels = variable._data.array
+            need(labels.name == name, "an index of another name")
+            make = xarray.indexes.PandasIndex
+            indexes[name] = make(labels, variable.dims[0], variable.dtype)
+    return xarray.Coordinates(coords, indexes)
 
 
 def _reduce_variable(writer: DataWriter, variable: Any) -> Any:
@@ -87,20 +130,31 @@ def _reduce_variable(writer: DataWriter, variable: Any) -> Any:
     kind = type(variable._data)
     if kind is not numpy.ndarray and kind.__name__ != "PandasIndexingAdapter":
         raise untrusted("an xarray variable of %s" % kind.__name__)
+    if not isinstance(variable.dtype, numpy.dtype):
+        raise untrusted("an xarray variable of %s" % variable.dtype)
     values = numpy.asarray(variable.values)
     return make_variable, (variable.dims, values, dict(variable.attrs), dict(variable.encoding))
 
 
+def _reduce_labels(writer: DataWriter, variable: Any) -> Any:
+    index, dtype = variable._data.array, variable.dtype
+    try:
+        _check_labels(library("numpy"), library("pandas"), index)
+    except WireError as error:
+        raise untrusted("an xarray index with %s" % error) from None
+    dtype = dtype if isinstance(dtype, library("numpy").dtype) else None
+    parts = (index, dtype, dict(variable.attrs), dict(variable.encoding))
+    return make_labels, (variable.dims[0], *parts)
+
+
 def _coordinates_of(value: Any) -> Any:
-    for name, index in value.xindexes.items():
-        if type(index).__name__ != "PandasIndex":
-            raise untrusted("an xarray index %s of %s" % (name, type(index).__name__))
-    plain = library("xarray").Variable
-    found = {}
+    indexes, found = value.xindexes, {}
     for name, coordinate in value.coords.items():
-        variable = coordinate.variable
-        parts = (variable.dims, variable.values, variable.attrs, variable.encoding)
-        found[name] = variable if type(variable) is plain else plain(*parts)
+        variable = found[name] = coordinate.variable
+        kind = type(indexes[name]).__name__ if name in indexes else ""
+        labels = type(variable).__name__ == "IndexVariable"
+        if kind not in ("", "PandasIndex") or labels != bool(kind):
+            raise untrusted("an xarray index %s of %s" % (name, kind or "no coordinate"))
     return found
 
 
@@ -118,6 +172,7 @@ def _reduce_dataset(writer: DataWriter, dataset: Any) -> Any:
 def xarray_reducers(xarray: Any) -> Any:
     return {
         xarray.Variable: _reduce_variable,
+        xarray.IndexVariable: _reduce_labels,
         xarray.DataArray: _reduce_data_array,
         xarray.Dataset: _reduce_dataset,
     }
