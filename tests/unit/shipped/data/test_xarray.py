@@ -124,10 +124,9 @@ def mapping(**parts: bytes) -> bytes:
     return b"}(" + b"".join(data(name) + part for name, part in parts.items()) + b"u"
 
 
-def label_index(items: Any) -> bytes:
-    return codec_call(
-        "make_index", codec_call("make_objects", (len(items),), "C", items), "x", None
-    )
+def label_index(items: Any, name: Any = "x") -> bytes:
+    column = codec_call("make_objects", (len(items),), "C", items)
+    return codec_call("make_index", column, name, None)
 
 
 def labels(index: bytes, dtype: Any = None) -> bytes:
@@ -161,7 +160,10 @@ HOSTILE = {
         "make_dataset", mapping(a=variable(), b=variable(values=numbers(4))), b"}", b"}", b"}"
     ),
     "a coordinate of no name that is no variable": codec_call(
-        "make_data_array", variable(("",)), b"}" + data("") + label_index([1, 2, 3]) + b"s", None
+        "make_data_array",
+        variable(("",)),
+        b"}" + data("") + label_index([1, 2, 3], None) + b"s",
+        None,
     ),
     "a coordinate behind a variable": codec_call(
         "make_dataset", mapping(a=variable()), mapping(a=label_index([1, 2, 3])), b"}", b"}"
