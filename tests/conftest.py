@@ -39,6 +39,7 @@ from support.servers import Wire, serving
 
 HERE = Path(__file__).parent
 WITH_KERNELS = ("kernel", "servers", "docs", "elsewhere")  # the folders whose tests start kernels
+OWN_FOLDERS = ("servers", "docs")  # marks that only tests in the folder of this name have
 
 # A quarter of the examples, except with --hypothesis-profile thorough, which .ci/run passes. A test
 # with its own number of examples scales it by the profile's. No test relies on being fast.
@@ -333,9 +334,15 @@ async def bridge(everywhere: Bridge) -> Bridge:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Import no folder that the markers leave out: its libraries cost seconds in each worker."""
-    left_out = f"not {collection_path.name}" in config.getoption("markexpr")
-    return True if left_out and collection_path.parent == HERE else None
+    """Import no folder that the markers leave out.
+
+    To collect all tests takes 20 s of each worker, those of ``docs`` 2 s.
+    """
+    if collection_path.parent != HERE or not collection_path.is_dir():
+        return None
+    folder, marks = collection_path.name, config.getoption("markexpr")
+    left_out = f"not {folder}" in marks or (marks in OWN_FOLDERS and folder != marks)
+    return True if left_out else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -350,6 +357,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         place = str(parameters.get("everywhere", ""))
         folder = item.path.relative_to(HERE).parts[0]
+        for mark in OWN_FOLDERS:
+            if folder != mark and item.get_closest_marker(mark):
+                raise pytest.UsageError(f"{item.nodeid} is marked {mark}: move it to tests/{mark}")
         if (
             (folder in WITH_KERNELS and not place.startswith("loopback"))
             or item.get_closest_marker("elsewhere")
