@@ -33,7 +33,7 @@ from bridgehead._protocol.payload import EMPTY
 from bridgehead._protocol.request import Request
 from bridgehead._protocol.response import Response
 from bridgehead._transports.base import Transport
-from bridgehead._transports.dispatch import Reply
+from bridgehead._transports.request_table import Reply
 from bridgehead._transports.tasks import retrieve_exception, user_call
 
 T = TypeVar("T")

@@ -41,6 +41,7 @@ from bridgehead._shipped.wire.limits import descriptor_limit
 from bridgehead._shipped.wire.segments import Pool, Segment
 from bridgehead._shipped.wire.socket import SECRET, FrameSocket, UnmappedSegment, peer_user
 from bridgehead._transports.dispatch import Dispatcher
+from bridgehead._transports.inquiry import BESIDE
 from bridgehead._transports.state import KernelState
 from bridgehead._transports.timings import Timings
 
@@ -317,7 +318,7 @@ class SocketClient:
         """Have the kernel asked whether it answers, if this reply is missing."""
         self._next_look = None
         if serial in self._waiting:
-            self._dispatcher.inquire_beside()
+            self._dispatcher.inquiry.start(BESIDE)
         self._look_later()
 
     def _give_up(self, serial: int, _: object = None) -> None:

@@ -36,15 +36,15 @@ from bridgehead._errors import (
     TransportError,
 )
 from bridgehead._shipped.wire.header import CONTROL_REQUEST, DATA_MESSAGE, EVENT_MESSAGE
-from bridgehead._transports.inquiry import BESIDE, Inquiry
+from bridgehead._transports.inquiry import Inquiry
 from bridgehead._transports.messages import Message, Messages
 from bridgehead._transports.request_table import (
     NO_HANDLERS,
     WINDOW,
     Handlers,
+    Reply,
     RequestTable,
 )
-from bridgehead._transports.request_table import Reply as Reply
 from bridgehead._transports.state import KernelState
 
 END_OF_INPUT = "\x04"  # as an answer, it raises ``EOFError`` in ``input()``
@@ -219,10 +219,6 @@ class Dispatcher(RequestTable):
         with contextlib.suppress(BridgeError):
             async with self.inquiry.question(None):
                 pass
-
-    def inquire_beside(self) -> None:
-        """Ask whether the kernel answers at all, while it owes a reply beside the messages."""
-        self.inquiry.start(BESIDE)
 
     def clear(self) -> None:
         super().clear()

@@ -10,7 +10,7 @@ import pytest
 
 from bridgehead import KernelRestarted, KernelUnresponsive, ReplyLost
 from bridgehead._transports.dispatch import Dispatcher, Reconnected
-from bridgehead._transports.inquiry import SIGN
+from bridgehead._transports.inquiry import BESIDE, SIGN
 from bridgehead._transports.state import KernelState
 from bridgehead._transports.timings import Timings
 
@@ -204,7 +204,7 @@ async def test_a_reply_beside_the_messages_is_waited_for_while_control_answers(s
     kernel.life.side_channel = side
     kernel.may_send.set()
     kernel.silent = silent
-    kernel.dispatcher.inquire_beside()
+    kernel.dispatcher.inquiry.start(BESIDE)
     async with asyncio.timeout(30):
         if silent:
             await asyncio.wait(kernel.tasks)
