@@ -7,6 +7,7 @@ Rule: each test runs the kernel itself, not a substitute, and names what the ker
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -28,6 +29,7 @@ from support.elsewhere import Elsewhere
 from support.kit import endless_cell, file_of, other, restart_beside_a_cell, until
 from support.look import look
 from support.servers import TOKEN, serving
+from support.work import WORK
 
 pytestmark = pytest.mark.elsewhere
 
@@ -188,6 +190,21 @@ async def test_operations_that_xeus_lacks_raise_not_supported(live: Bridge) -> N
     with pytest.raises(NotSupported, match="now=True needs a kernel with subshells"):
         await live.pull("x + 1", now=True)
     assert await live.pull("x + 1") == 2
+
+
+@pytest.mark.parametrize("lane", ["direct", "inline"])
+async def test_each_name_of_work_works_with_xeus_or_is_not_supported(
+    elsewhere: Elsewhere, lane: Any
+) -> None:
+    lacks = {
+        *("call_of_an_async_function", "pull_with_await", "submit_of_an_async_function"),
+        *("on_timeout", "iterate_over_an_async_iterator", "callback", "watch", "watch_names"),
+    }
+    async with Bridge.launch(elsewhere("xpython"), lane=lane) as bridge:
+        for name, work in WORK.items():
+            with pytest.raises(NotSupported) if name in lacks else contextlib.nullcontext():
+                await work(bridge)
+            assert await bridge.pull("1") == 1
 
 
 @XEUS

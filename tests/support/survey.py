@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import subprocess
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,8 @@ from bridgehead import (
     RemoteError,
     UnsupportedKernel,
 )
+from support import work
 
-COLUMNS = (
-    *("kernel", "Python", "lanes", "data", "numpy", "functions, classes"),
-    *("async functions", "calls back"),
-    *("`now=True`", "`watch`", "`interrupt`", "`restart`"),
-)
 FINDINGS = (IncompatiblePython, MissingInKernel, NotSupported)
 YES, NO = "yes", "–"
 # One statement: Spyder's kernel ignores an interrupt between two statements of a cell.
@@ -57,28 +53,22 @@ async def survey(kernel_name: str, label: str) -> tuple[str, ...]:
         async with Bridge.launch(kernel_name) as bridge:
             python = ".".join(map(str, bridge.info.python[:2]))
             cells = [await _lanes(bridge)]
-            for look in (
-                _data,
-                _numpy,
-                _functions,
-                _tasks,
-                _calls,
-                _now,
-                _watch,
-                _interrupt,
-                _restart,
-            ):
-                cells.append(await _found(look, bridge))
+            cells += [await _found(looks, bridge) for looks in LOOKS.values()]
     except UnsupportedKernel:
         return (label, NO, "`UnsupportedKernel`", *(NO for _ in COLUMNS[3:]))
     return (label, python, *cells)
 
 
-async def _found(look: Callable[[Bridge], Awaitable[str]], bridge: Bridge) -> str:
-    try:
-        return await look(bridge)
-    except FINDINGS as found:
-        return f"`{type(found).__name__}`"
+async def _found(looks: Sequence[Callable[[Bridge], Awaitable[str | None]]], bridge: Bridge) -> str:
+    """Return what is found with all of them, which is one thing."""
+    found = set()
+    for look in looks:
+        try:
+            found.add(await look(bridge) or YES)
+        except FINDINGS as error:
+            found.add(f"`{type(error).__name__}`")
+    (one,) = found
+    return one
 
 
 async def _lanes(bridge: Bridge) -> str:
@@ -100,8 +90,6 @@ async def _data(bridge: Bridge) -> str:
     await bridge.push(data=data)
     assert await bridge.pull("data") == data
     assert await bridge.pull("len(data)") == 3
-    async with await bridge.call(sorted, bridge.ref("data['n'][:2]"), keep=True) as kept:
-        assert await bridge.pull(kept[1], kept) == (2.5, [1, 2.5])
     return YES
 
 
@@ -124,20 +112,7 @@ async def _functions(bridge: Bridge) -> str:
     return YES
 
 
-async def _tasks(bridge: Bridge) -> str:
-    """Run a cell beside a coroutine of the kernel's; that code crosses is in another column."""
-    await bridge.run(
-        "import asyncio\nasync def later(value):\n"
-        "    while not go: await asyncio.sleep(0)\n    return value"
-    )
-    await bridge.push(go=False)
-    task = asyncio.ensure_future(bridge.pull("await later(5)"))
-    await bridge.run("go = True")
-    assert await task == 5
-    return YES
-
-
-async def _calls(bridge: Bridge) -> str:
+async def _beside_a_cell(bridge: Bridge) -> None:
     """Call back in the middle of a cell that ends only when the call has arrived."""
     await bridge.push(go=False)
     called = asyncio.Event()
@@ -150,7 +125,6 @@ async def _calls(bridge: Bridge) -> str:
         assert not cell.done()
         await bridge.push(go=True, now=True)
         await cell
-    return YES
 
 
 async def _now(bridge: Bridge) -> str:
@@ -167,16 +141,6 @@ async def _now(bridge: Bridge) -> str:
     await bridge.push(go=True, now=True)
     await cell
     return "names, code" if code else "names"
-
-
-async def _watch(bridge: Bridge) -> str:
-    await bridge.push(seen=1)
-    values = bridge.watch("seen")
-    assert await anext(values) == 1
-    await bridge.run("seen += 1")
-    assert await anext(values) == 2
-    await values.aclose()
-    return YES
 
 
 async def _interrupt(bridge: Bridge) -> str:
@@ -205,6 +169,29 @@ async def _restart(bridge: Bridge) -> str:
         await other.push(x=3)
     assert await bridge.pull("x") == 3
     return YES
+
+
+# What is tried for each column. What a column has several of gives one result with all of them.
+LOOKS: dict[str, Sequence[Callable[[Bridge], Awaitable[str | None]]]] = {
+    "data": [_data],
+    "numpy": [_numpy],
+    "functions, classes": [_functions],
+    "`submit`, `keep=True`": [work.submit, work.keep, work.refs],
+    "`namespace=True`": [work.namespace],
+    "`on_output` of `call`": [work.on_output],
+    '`on_timeout="interrupt"`': [work.on_timeout],
+    "async functions": [
+        *(work.call_of_an_async_function, work.pull_with_await),
+        *(work.submit_of_an_async_function, work.iterate_over_an_async_iterator),
+    ],
+    "`iterate`": [work.iterate],
+    "`callback`": [work.callback, _beside_a_cell],
+    "`watch`, `watch_names`": [work.watch, work.watch_names],
+    "`now=True`": [_now],
+    "`interrupt`": [_interrupt],
+    "`restart`": [_restart],
+}
+COLUMNS = "kernel", "Python", "lanes", *LOOKS
 
 
 # ---------------------------------------------------------------- the page's table

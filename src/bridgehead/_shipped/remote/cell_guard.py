@@ -165,6 +165,9 @@ class CellGuard:
         """Run the code of a request."""
         outer = self.running
         try:
+            # The kernel puts its own handler back when the request has ended. That of Spyder does
+            # nothing outside of cells.
+            signal.signal(_SIGINT, signal.default_int_handler)
             self.begin(request)
             try:
                 return work()
