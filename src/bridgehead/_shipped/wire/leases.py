@@ -21,6 +21,7 @@ from weakref import ref
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.errors import WireError
+    from bridgehead._shipped.wire.frames import ALIGN
     from bridgehead._shipped.wire.limits import descriptor_limit
     from bridgehead._shipped.wire.slabs import (
         DONT_NEED,
@@ -152,11 +153,14 @@ class SlabCache:
 
         ``slab`` and ``segment`` are numbers; ``start`` is where the segment begins in the slab.
 
-        Raise ``KeyError`` for an unknown slab, ``ValueError`` if the frames do not fit in it.
+        Raise ``KeyError`` for an unknown slab, ``ValueError`` if the frames do not fit in it, or
+        are not aligned: to read such memory ends the process in some libraries.
         """
         mapping = self.known[slab]
         offsets, total = layout(sizes)
         total += start
+        if start % ALIGN:
+            raise ValueError("a segment begins at byte %d, which is not aligned" % start)
         if total > mapping.capacity:
             raise ValueError("%d bytes cannot be in a slab of %d" % (total, mapping.capacity))
         if mapping.of_several:

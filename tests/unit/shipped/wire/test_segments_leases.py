@@ -185,6 +185,9 @@ def test_a_view_beyond_the_segment_is_refused(pool: Pool) -> None:
             leased(maps, segment, sizes)
     with pytest.raises(KeyError):
         maps.lease(segment.slab.number + 1, segment.number, 0, [1])
+    for start in (1, 8, 63):
+        with pytest.raises(ValueError, match="not aligned"):
+            maps.lease(segment.slab.number, segment.number, start, [1])
     assert not maps.released
 
 
