@@ -253,12 +253,12 @@ class HeldResources:
 
     async def _renew(self) -> None:
         """Renew the lease regularly, and have lost events sent again."""
-        timings = Transport.timings
-        pause, again = timings.renew_every, timings.renew_again
+        pause, again = Transport.timings.renew_every, Transport.timings.renew_again
         while True:
             async with waited(pause):
                 await self._renewal_due.wait()
             self._renewal_due.clear()
+            timings = Transport.timings
             seen = {one.id: one.seen for one in self.known if one.is_known}
             try:
                 response = await self._remote.request_unordered(

@@ -166,7 +166,6 @@ class Lane(ABC):
             with contextlib.suppress(BridgeError):
                 message = self.message_header(header, 0, op="forget", sizes=[])
                 await self.cross(message, (), None)
-                self._note_acked(message)
 
         self.transport.spawn(send_forget())
 
@@ -391,12 +390,15 @@ class MessageLane(Lane):
         """
         header, arriving = request.header, contextlib.closing(Arrival(request))
         with self.forgetting_on_error(request), arriving as arrival:
-            text = expression(self.name, self.message_header(header, 0))
+            message = self.message_header(header, 0)
+            text = expression(self.name, message)
             reply = await send({**content, "user_expressions": {KEY: text}}, arrival.chunk)
             if reply.content.get("status") == "error":
                 return reply, None
             try:
-                response = await self._begin_response(request, arrival, *self.read(reply))
+                read = self.read(reply)
+                self._note_acked(message)
+                response = await self._begin_response(request, arrival, *read)
             except BridgeError as error:
                 self.forget(header)
                 return reply, error

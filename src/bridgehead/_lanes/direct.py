@@ -75,6 +75,7 @@ class DirectLane(Lane):
         self, header: RequestHeader, parts: Sequence[memoryview], subshell: str | None
     ) -> tuple[ResponseHeader, list[Buffer]]:
         reply, frames = await self.client.ask(header, parts)
+        self._note_acked(header)
         return reply, [] if isinstance(frames, UnmappedSegment) else list(frames)
 
     def fields(self) -> dict[str, Any]:

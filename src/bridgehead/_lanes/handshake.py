@@ -117,7 +117,7 @@ class Handshake:
             try:
                 await transport.introduced()
                 kernel = self._require_python()
-                # Only the handshake was sent so far.
+                # Requests that hold a slot keep it; the next ones wait.
                 transport.dispatcher.window.size = transport.quirks.window
                 try:
                     reply, buffers = await asking

@@ -3,9 +3,9 @@
 Rule: a transport knows messages and connections, and nothing of objects or lanes. All transports
 are composed of the same parts: what it can carry (``capabilities``), the dispatcher, the kernel's
 state (``life``) and their tasks.
-Each transport adds how a message is sent. It calls ``dispatcher.received`` for each message that
-arrives, ``connection_lost`` when the kernel is lost, and ``life.connection_made`` when a kernel
-answers again.
+Each transport adds how a message is sent. It gives the dispatcher each message that arrives, calls
+``connection_lost`` when the kernel is lost, and ``life.connection_made`` when a kernel answers
+again.
 """
 
 from __future__ import annotations

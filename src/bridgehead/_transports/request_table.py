@@ -94,7 +94,9 @@ class Window:
     """
 
     def __init__(self, life: KernelState, size: int) -> None:
-        self._life, self.size, self.taken = life, size, 0
+        self._life = life
+        self.size: int = size
+        self.taken: int = 0
         self._waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
 
     async def take(self, generation: int) -> None:
@@ -150,7 +152,9 @@ class RequestTable:
         send: Callable[[str, dict[str, Any], Sequence[Any]], Awaitable[None]],
         message: Callable[[str, dict[str, Any]], dict[str, Any]],
     ) -> None:
-        self.life, self._send, self.message = life, send, message
+        self.life: KernelState = life
+        self.message: Callable[[str, dict[str, Any]], dict[str, Any]] = message
+        self._send = send
         self.window: Window = Window(life, WINDOW)
         self.subshell_window: Window = Window(life, WINDOW)
         self.pending: dict[str, Pending] = {}

@@ -14,9 +14,8 @@ Facts this file rests on, all measured:
   guess.
 - With ``ZMQ_IMMEDIATE``, messages that arrived and were not read are dropped as well. If the end of
   the connection is noticed in the middle of a message, libzmq 4.3.5 ends this process ("Assertion
-  failed: !_more"). Of a flood on a SUB socket, whose connection broke eight times a second, 1,187
-  messages were read in 40 s, and 66,128 without the option; one run of two was aborted. So iopub,
-  on which nothing is sent, does without.
+  failed: !_more"): one run of two with a flood on a SUB socket was aborted. So iopub, on which
+  nothing is sent, does without.
 - The ``connect_*`` methods give every socket the connection file's CURVE keys. With wrong keys the
   kernel closes the connection, and ZeroMQ tries again for ever. If only one end encrypts, either
   the same happens, or a protocol error ends the attempts: it depends on which end is quicker.
@@ -27,14 +26,13 @@ Facts this file rests on, all measured:
   memory for a message: that one has to be connected anew.
 - The kernel knows a connection by an identity of its own making, so the replies to requests from
   before a break are lost, even if the process is the same.
-- iopub has an unlimited receive queue: with ZeroMQ's default of 1,000, a slow reader got 7,500
-  of 20,000 messages.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -141,10 +139,11 @@ class ZmqTransport(Transport):
         self.has_pulse = False  # a heartbeat has been answered, so a missing one means something
         self.link = Link(self)
         self._iopub_seen = asyncio.Event()
+        # The socket's reader has the context of whichever bridge made it.
+        self._opened_in = contextvars.copy_context()
         self._greeted = asyncio.Event()  # the handshake was answered
         self._introduction: asyncio.Task[None] | None = None
         self._replacing = False  # until the manager has started the new process
-        self._monitor_owner: Any = None
 
     # ------------------------------------------------------------ opening and closing
 
@@ -173,7 +172,6 @@ class ZmqTransport(Transport):
             self._sockets.clear()
             where = self.connection_file or "the client"
             raise KernelNotFound(f"the address in {where} is not valid: {error}") from error
-        self._monitor_owner = monitor
         self.link.watch(monitor)
         heart = self._sockets["heartbeat"]
         for channel in ("shell", "control"):
@@ -326,8 +324,8 @@ class ZmqTransport(Transport):
             # would wait for that while it holds the GIL.
             if not socket.closed:
                 socket.disable_monitor()
-        if self._monitor_owner is not None:
-            self._monitor_owner.close(linger=0)
+        if self._context.monitor is not None:
+            self._context.monitor.close(linger=0)
         for socket in self._sockets.values():
             socket.close(linger=_milliseconds(self.timings.last_messages))
         self._sockets.clear()
@@ -431,16 +429,16 @@ class ZmqTransport(Transport):
         elif channel == "shell" and header["msg_type"] == "execute_reply":
             if self.link.gate.process is None:
                 self.link.answered(message["parent_header"].get("msg_id"), header.get("session"))
-            if self._iopub is not None:
-                self._iopub.note_reply()
         self.dispatcher.received(channel, message)
+        if channel == "shell" and self._iopub is not None:
+            self._iopub.note_reply()
 
     def take_published(self, message: Message | None, in_subshell: bool) -> None:
         """Take a message of iopub; none if it says only that the subscription works."""
         self._iopub_seen.set()
         self.life.note_responsive()
         if message is not None:
-            self.dispatcher.take_published(message, in_subshell)
+            self._opened_in.copy().run(self.dispatcher.take_published, message, in_subshell)
 
     def connect_anew(self, channel: str) -> None:
         """Connect a socket to its address again, in place of a connection that is gone."""
@@ -615,7 +613,6 @@ class ZmqTransport(Transport):
                 f"the kernel was restarted at {info['ip']}, over another kind of connection; "
                 "close this bridge and open a new one"
             )
-        self._info = info
         ports = {**CHANNELS, "stdin": "stdin_port", INPUT: "shell_port"}
         for name in ports.values():
             setattr(self._client, name, 0)  # otherwise the client keeps the old port
@@ -633,4 +630,6 @@ class ZmqTransport(Transport):
             socket.connect(f"{info['transport']}://{info['ip']}{between}{info[port]}")
         if self._iopub is not None:
             await self._iopub.leave(self)
+            self._iopub_seen.clear()  # of the new connection, nothing is known
             self._share_iopub()
+        self._info = info  # if this failed, the next restart tries again

@@ -30,11 +30,11 @@ class MonitoredContext(zmq.asyncio.Context):
 
     monitor: Any = None
     users: set[object]
-    _leaving: threading.Lock
+    _ending: threading.Lock
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.users, self._leaving = set(), threading.Lock()
+        self.users, self._ending = set(), threading.Lock()
 
     def socket(self, socket_type: int, *args: Any, **kwargs: Any) -> Any:
         socket = super().socket(socket_type, *args, **kwargs)
@@ -49,13 +49,16 @@ class MonitoredContext(zmq.asyncio.Context):
     async def left_by(self, user: object) -> None:
         """Have no more sockets of this user, all of which are closed.
 
-        With the last one, end, which waits until the last messages are sent.
+        With the last one, end, which waits until the last messages are sent. Those of a user that
+        leaves before are sent meanwhile, and not waited for.
         """
-        with self._leaving:  # several threads close bridges that were dropped with their loop
-            self.users.discard(user)
-            is_last = not self.users
-        if is_last and not self.closed:
-            await in_thread(self.term)
+        self.users.discard(user)
+        await in_thread(self._end_without_users)
+
+    def _end_without_users(self) -> None:
+        with self._ending:  # several threads close bridges that were dropped with their loop
+            if not (self.users or self.closed):
+                self.term()
 
 
 def connect_anew(socket: Any) -> None:
@@ -63,7 +66,8 @@ def connect_anew(socket: Any) -> None:
 
     It fails if this process has no descriptor left; then the next attempt may succeed.
     """
-    endpoint = socket.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
-    for connect in (socket.disconnect, socket.connect):
+    with contextlib.suppress(zmq.ZMQError):
+        endpoint = socket.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
         with contextlib.suppress(zmq.ZMQError):
-            connect(endpoint)
+            socket.disconnect(endpoint)
+        socket.connect(endpoint)

@@ -426,7 +426,6 @@ async def test_what_forked_children_print_is_cut_in_the_kernel(bridge: Bridge) -
     assert len(result.stdout) + len(result.stderr) < 5000 + 200
     whole = 10_000 * (len("stdout") + len("stderr")) * 99
     assert whole - 2 * 5000 < result.dropped < whole + 30_000
-    assert result.stdout.endswith("end\n")
 
 
 async def test_what_a_forked_child_prints_is_not_lost(bridge: Bridge) -> None:

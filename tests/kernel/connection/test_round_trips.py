@@ -392,7 +392,7 @@ from bridgehead import Bridge
 async def main():
     async with Bridge.launch() as bridge:
         other = await Bridge.attach(bridge.info.connection_file)
-        owner = other._transport._monitor_owner
+        owner = other._transport._context.monitor
         close = owner.close
 
         def slowly(linger):

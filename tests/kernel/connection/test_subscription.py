@@ -10,6 +10,7 @@ import gc
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -17,14 +18,17 @@ import zmq
 
 from bridgehead import Bridge, SyncBridge
 from bridgehead._connection.outputs import CellOutputs
+from bridgehead._transports import zmq_iopub
 from bridgehead._transports.zmq import ZmqTransport
 from bridgehead._transports.zmq_iopub import IopubSocket
 from bridgehead._transports.zmq_link import Link
 from bridgehead._transports.zmq_reader import SocketReader
 from support.elsewhere import MAJORS
 from support.kit import file_of, goes_on
+from support.shared import descriptors
 
 PRINTS = "for n in range(100): print(n, flush=True)"
+whose: ContextVar[str] = ContextVar("whose")
 
 
 def transport_of(bridge: Bridge) -> ZmqTransport:
@@ -258,3 +262,58 @@ async def test_a_reader_of_messages_goes_on_when_iopub_is_connected_anew(live: B
             await live.run("print('after')")
             texts += [one.text for one in stream._waiting if one.type == "stream"]
     assert (await live.run("print('later')")).stdout == "later\n"
+
+
+async def test_a_bridge_calls_back_in_the_context_in_which_it_was_opened(live: Bridge) -> None:
+    """Whichever bridge made the socket that brings the outputs."""
+    seen: list[str] = []
+    whose.set("the second one's")
+    async with Bridge.attach(file_of(live)) as other:
+        await other.run("print(1)", on_output=lambda _: seen.append(whose.get()))
+    assert seen == ["the second one's"]
+
+
+async def test_a_socket_that_cannot_be_watched_leaves_nothing(
+    live: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A context that was dropped with it would freeze the event loop."""
+
+    def fails(*_: Any) -> None:
+        raise OSError("no descriptor is left")
+
+    monkeypatch.setattr(zmq_iopub, "_sockets", {})  # it shares none
+    monkeypatch.setattr(zmq_iopub, "SocketReader", fails)
+    had = descriptors()
+    for _ in range(3):
+        with pytest.raises(OSError, match="no descriptor"):
+            await Bridge.attach(file_of(live))
+    gc.collect()
+    assert descriptors() <= had
+
+
+async def test_the_first_cell_at_a_new_address_waits_until_its_outputs_can_arrive(
+    live: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = transport_of(live)
+    connect, loop = transport._client.connect_iopub, asyncio.get_running_loop()
+
+    def connect_late() -> Any:
+        socket: Any = connect()
+        address = socket.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
+        socket.disconnect(address)
+
+        def connect_now() -> None:
+            socket.connect(address)
+            reader = iopub_of(live)._reader
+            assert reader is not None
+            reader.read()
+
+        loop.call_later(0.3, connect_now)
+        return socket
+
+    monkeypatch.setattr(transport._client, "connect_iopub", connect_late)
+    transport._info = {**transport._info, "stdin_port": 0}  # so it is another address
+    await transport._follow()
+    await transport._connected(60, 60)
+    await transport.introduced()
+    assert (await live.run("print('first')")).stdout == "first\n"

@@ -66,3 +66,15 @@ def test_acks_in_a_message_that_is_lost_and_given_up_come_again() -> None:
             assert len(bridge._connection.remote.lane._to_ack) == 1
 
     run(push_and_give_up())
+
+
+def test_acks_do_not_gather_while_only_cells_bring_them() -> None:
+    """Else each cell's message would list the responses of all cells before it."""
+
+    async def run_and_pull() -> None:
+        async with asyncio.timeout(PATIENCE), opened("buffers", True) as bridge:
+            for n in range(5):
+                assert (await bridge.run(f"x = {n}", pull=["x"])).values == {"x": n}
+            assert len(bridge._connection.remote.lane._to_ack) == 1
+
+    run(run_and_pull())

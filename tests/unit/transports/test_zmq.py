@@ -24,7 +24,7 @@ async def test_what_a_kernel_published_before_its_end_can_be_read_after_it() -> 
     kernel.sndhwm = 0
     ports = {**PORTS, "iopub_port": kernel.bind_to_random_port("tcp://127.0.0.1")}
     transport = ZmqTransport({"transport": "tcp", "ip": "127.0.0.1", "key": "k", **ports})
-    transport._monitor_owner = transport._connect()
+    transport._connect()
     assert transport._iopub is not None
     assert transport._iopub._reader is not None
     transport._iopub._reader.close()  # the test reads
