@@ -108,7 +108,7 @@ class ZmqTransport(Transport):
         self._kernel_process, self.owned = kernel_process, owned
         self.manager: Any = None if kernel_process is None else kernel_process.manager
         self._context = context = MonitoredContext()
-        context.users.add(self)
+        context.used_by(self)
         for option, value in (
             (zmq.RCVHWM, 0),
             (zmq.SNDHWM, 0),

@@ -76,7 +76,7 @@ class IopubSocket:
             # A context that is dropped with an open socket waits for it without end.
             self._socket.close(linger=0)
             raise
-        context.users.add(self)
+        context.used_by(self)
 
     @property
     def is_closed(self) -> bool:

@@ -26,9 +26,17 @@ from support.shared import descriptors
 OWN = 8  # descriptors at least that a bridge has for itself
 
 
+others: set[threading.Thread] = set()  # of tests of other files, which lost one in a cell
+
+
+@pytest.fixture(autouse=True)
+def _know_others() -> None:
+    others.update(threading.enumerate())
+
+
 def threads() -> set[str]:
     """Return the threads of bridges; those of the pool of an event loop stay as long as it."""
-    names = {one.name for one in threading.enumerate()}
+    names = {one.name for one in threading.enumerate() if one not in others}
     return {one for one in names if one.startswith("bridgehead") and "_" not in one}
 
 

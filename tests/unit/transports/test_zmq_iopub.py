@@ -6,6 +6,8 @@ Rule: no kernel. Messages are signed as a kernel signs them.
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -49,7 +51,7 @@ class Reader:
 
     def __init__(self, publisher: Publisher, trust: str = "data") -> None:
         self.context = MonitoredContext()
-        self.context.users.add(self)
+        self.context.used_by(self)
         self.client = AsyncKernelClient(context=self.context)
         self.client.load_connection_info(publisher.info)  # type: ignore[arg-type]
         self.session: Any = self.client.session
@@ -186,3 +188,50 @@ async def test_a_forged_message_is_counted_and_a_confirmation_shows_that_message
             while not reader.taken:
                 await asyncio.sleep(0.001)
         assert (reader.taken, reader.unreadable) == ([None], 1)
+
+
+async def test_nothing_collects_a_context_with_sockets() -> None:
+    """In garbage with a cycle, it waited for ever for its sockets: pyzmq knew them no more."""
+    context = MonitoredContext()
+    kept = weakref.ref(context)
+    cycle: list[object] = [context, context.socket(zmq.SUB)]
+    cycle.append(cycle)
+    del context, cycle
+    gc.collect()
+    found = kept()
+    assert found is not None
+    assert [socket.closed for socket in found.kept] == [False]
+    found.destroy(linger=0)
+    assert not found.kept
+    del found
+    gc.collect()
+    assert kept() is None
+
+
+async def test_a_reader_learns_of_an_interrupt_in_the_middle_of_a_message() -> None:
+    """Else its future stays pending for ever, and nothing reads the socket any more."""
+    context = MonitoredContext()
+    receiver: Any = context.socket(zmq.PULL)
+    sender: Any = context.socket(zmq.PUSH)
+    sender.connect(f"tcp://127.0.0.1:{receiver.bind_to_random_port('tcp://127.0.0.1')}")
+    plain = receiver._shadow_sock
+
+    class Interrupted:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(plain, name)
+
+        def recv_multipart(self, *_args: Any, **_kwargs: Any) -> Any:
+            raise KeyboardInterrupt
+
+    waiting = receiver.recv_multipart()
+    await sender.send(b"1")
+    assert plain.poll(10_000)
+    object.__setattr__(receiver, "_shadow_sock", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        receiver._handle_recv()
+    object.__setattr__(receiver, "_shadow_sock", plain)
+    with pytest.raises(InterruptedError):
+        await waiting
+    async with asyncio.timeout(10):
+        assert await receiver.recv_multipart() == [b"1"]
+    context.destroy(linger=0)
