@@ -50,11 +50,13 @@ _PARTS = ("30000 arrays of 800 B", "pandas object strings", "dict of 10000", "tr
 
 _SLEEPS = "map, 10,000 items that sleep 1 ms, 4 kernels"
 _COMPUTES = "map, 100 items that compute 50 ms, 2 kernels"
+_IN_CHUNKS = "map, 100 items that compute 50 ms, in chunks of 5, 2 kernels"
 
 TARGETS: dict[str, Target] = {
     f"{_SLEEPS}, time / (item seconds / kernels)": Target(1 / 0.8),
     f"{_SLEEPS}, bridgehead / ipyparallel": Target(1.0),
     f"{_COMPUTES}, time / (item seconds / kernels)": Target(1 / 0.9),
+    f"{_IN_CHUNKS}, time / (item seconds / kernels)": Target(1 / 0.9),
     **{f"{name}, push and pull / numpy": Target(most) for name, most in _OBJECTS.items()},
     **{f"{name}, push and pull / cloudpickle": Target(1.4) for name in _PARTS},
     **_each("int, auto / ipyparallel", Target(0.08), Target(0.05)),

@@ -34,6 +34,7 @@ class MapCase(NamedTuple):
 
     Attributes:
         function: takes the seconds of an item, and returns how many it took.
+        chunk: items that cross together; None for those that ``chunksize="auto"`` takes.
     """
 
     what: str
@@ -41,6 +42,7 @@ class MapCase(NamedTuple):
     items: int
     seconds: float
     kernels: int
+    chunk: int | None = None
 
 
 def nap(seconds: float) -> float:
@@ -64,6 +66,7 @@ def spin(seconds: float) -> float:
 MAPS = (
     MapCase("sleep 1 ms", nap, 10_000, 0.001, 4),
     MapCase("compute 50 ms", spin, 100, 0.05, 2),
+    MapCase("compute 50 ms, in chunks of 5", spin, 100, 0.05, 2, 5),
 )
 MAP_ROUNDS = 3
 
@@ -234,7 +237,7 @@ async def _maps(case: MapCase, lane: Any) -> list[Reached]:
         items = [case.seconds] * case.items
 
         async def ours() -> list[float]:
-            async with fleet.map(case.function, items, chunksize="auto") as results:
+            async with fleet.map(case.function, items, chunksize=case.chunk or "auto") as results:
                 return [taken async for taken in results]
 
         ways: dict[str, Callable[[], Awaitable[list[float]]]] = {"bridgehead": ours}
@@ -243,7 +246,7 @@ async def _maps(case: MapCase, lane: Any) -> list[Reached]:
         except ImportError as error:
             print(f"left out: {error}")
         else:
-            size = max(1, round(CHUNK_SECONDS / case.seconds))
+            size = case.chunk or max(1, round(CHUNK_SECONDS / case.seconds))
 
             async def theirs() -> list[float]:
                 return await asyncio.to_thread(

@@ -75,7 +75,10 @@ class RemoteResource(ABC):
         event: Response | BridgeError
         try:
             sent, identity = parse_header(content["answer"]), as_text(content["event"])
-            number = int(identity.rpartition(":")[2])
+            whose, _, text = identity.rpartition(":")
+            if whose != self.id:  # its number says nothing of the events of this resource
+                raise ValueError(f"{identity!r} is the event of another resource")
+            number = int(text)
             if not self.is_next(number):
                 return
             before, self.seen = self.seen, number

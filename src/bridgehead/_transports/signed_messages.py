@@ -67,7 +67,7 @@ class SignedMessages:
                 "header": header,
                 "msg_id": header["msg_id"],
                 "msg_type": header["msg_type"],
-                "parent_header": parent_header or {},  # xeus sends null in its iopub_welcome
+                "parent_header": parent_header,
                 "metadata": metadata,
                 "content": content,
                 "buffers": [frame.buffer for frame in frames[1 + SIGNED :]],

@@ -138,7 +138,8 @@ class IopubSocket:
                 return
             message = self._signed.read(frames)
             self._silent_since = None
-            kind, parent = message["header"]["msg_type"], message["parent_header"]
+            # The parent of an ``iopub_welcome`` from xeus is null.
+            kind, parent = message["header"]["msg_type"], message["parent_header"] or {}
             parsed: dict[str, Message | None] = {}  # by trust
             if kind == "iopub_welcome":
                 self.subscription.welcomed(message["content"].get("subscription"))

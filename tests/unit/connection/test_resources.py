@@ -160,15 +160,29 @@ async def test_a_renewal_whose_reply_is_lost_is_sent_again(
         {"answer": 5, "event": "r:1"},
         {"answer": "{}", "event": "r:x"},
         {"answer": '{"sizes": [3], "digest": "crc32:0", "data": "?"}', "event": "r:1"},
+        {"answer": '{"sizes": [], "digest": "none:"}', "event": "other:1"},
+        {"answer": '{"sizes": [], "digest": "none:"}', "event": 1},
     ],
 )
 async def test_an_event_that_cannot_be_read_is_reported(
     loopback: Bridge, content: dict[str, Any]
 ) -> None:
     resource = Seen(loopback)
+    if str(content.get("event")).startswith("r:"):
+        content = {**content, "event": content["event"].replace("r", resource.id)}
     resource.feed(content, [])
     (event,) = resource.events
     assert isinstance(event, ProtocolError)
+
+
+async def test_the_event_of_another_resource_does_not_count(loopback: Bridge) -> None:
+    """Else the event of this one that has its number would count as one that came twice."""
+    resource, whole = Seen(loopback), '{"sizes": [], "digest": "none:"}'
+    for event in ("other:1", 1):
+        resource.feed({"answer": whole, "event": event}, [])
+    assert [type(one) for one in resource.events] == 2 * [ProtocolError]
+    resource.feed({"answer": whole, "event": f"{resource.id}:1"}, [])
+    assert isinstance(resource.events.pop(), Response)
 
 
 async def test_an_event_that_is_always_damaged_is_reported(loopback: Bridge) -> None:
@@ -179,21 +193,22 @@ async def test_an_event_that_is_always_damaged_is_reported(loopback: Bridge) -> 
         for _ in range(SENDINGS):
             assert resource.seen == number - 1
             resources._renewal_due.clear()
-            resource.feed({"answer": damaged, "event": f"r:{number}"}, [])
+            resource.feed({"answer": damaged, "event": f"{resource.id}:{number}"}, [])
         assert resource.seen == number
         assert not resources._renewal_due.is_set()
         assert "damaged" in str(resource.events.pop())
         assert not resource.events
-    resource.feed({"answer": damaged, "event": "r:3"}, [])
+    resource.feed({"answer": damaged, "event": f"{resource.id}:3"}, [])
     assert resources._renewal_due.is_set()
-    resource.feed({"answer": '{"sizes": [], "digest": "none:"}', "event": "r:3"}, [])
+    whole = '{"sizes": [], "digest": "none:"}'
+    resource.feed({"answer": whole, "event": f"{resource.id}:3"}, [])
     assert (resource.seen, resource.damaged) == (3, 0)
     assert isinstance(resource.events.pop(), Response)
 
 
 async def test_an_event_that_comes_twice_is_taken_once(loopback: Bridge) -> None:
     resource = Seen(loopback)
-    content = {"answer": '{"sizes": [], "digest": "none:"}', "event": "r:1"}
+    content = {"answer": '{"sizes": [], "digest": "none:"}', "event": f"{resource.id}:1"}
     for _ in range(2):
         resource.feed(content, [])
     (event,) = resource.events
