@@ -436,7 +436,9 @@ def value_or_error(work: Callable[[], Any]) -> Any:
         return work()
     except BridgeError as bridge_error:
         error = bridge_error
-    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    copied = pickle.loads(pickle.dumps(error))
+    copied.__cause__ = error.__cause__  # no pickle of an exception has it
+    assert str(copied) == str(error)
     return error
 
 
