@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -413,9 +413,11 @@ def held_in() -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return functions that hang in one process, after they have touched a file."""
 
     def hold(n: int, pid: int, file: str) -> tuple[int, int]:
-        if os.getpid() == pid:
-            Path(file).touch()
-            time.sleep(300)
+        while os.getpid() == pid:
+            # jupyter_client interrupts a kernel before it kills it: the next chunk would begin.
+            with suppress(KeyboardInterrupt):
+                Path(file).touch()
+                time.sleep(300)
         time.sleep(0.02)
         return n, os.getpid()
 
@@ -447,9 +449,8 @@ async def test_what_is_at_work_fails_if_another_bridge_restarts_the_kernel(
             await owner.restart()
             found = [await first] + [await anext(results) for _ in range(60)]
         lost = [one for one in found if isinstance(one, Exception)]
-        # An async function begins with both of the chunks that a kernel has. Of a plain function's,
-        # the second counts as begun, too, in one of 20 runs beside each other (not explained).
-        assert 1 <= len(lost) <= 2
+        # An async function begins with both of the chunks that a kernel has.
+        assert 1 <= len(lost) <= (1 if function.__name__ == "hold" else 2)
         assert {type(one) for one in lost} == {KernelRestarted}
         assert all("kernel 0 of 2" in one.__notes__[0] for one in lost)
         done = [one for one in found if not isinstance(one, Exception)]
