@@ -1,8 +1,9 @@
 """How a message writes what it advises: as an argument in Python, or as an option of a program.
 
 Rule: a message that advises an argument for which a program has an option takes it from
-``spelled``, so no program has to look for arguments in finished messages. A program whose users pass options instead sets ``SPELLING`` before
-it calls the library; what it does not list stays Python.
+``spelled``, so no program has to look for arguments in finished messages. A program whose users
+pass options instead sets ``SPELLING`` before it calls the library; what it does not list stays
+Python.
 """
 
 from __future__ import annotations

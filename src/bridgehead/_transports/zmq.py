@@ -64,7 +64,7 @@ from bridgehead._transports.process import KernelProcess
 from bridgehead._transports.request_table import INPUT
 from bridgehead._transports.signed_messages import SignedMessages, split
 from bridgehead._transports.tasks import run_all, waited
-from bridgehead._transports.zmq_context import MonitoredContext, connect_anew
+from bridgehead._transports.zmq_context import MonitoredContext, connect_anew, last_address
 from bridgehead._transports.zmq_iopub import IopubSocket, shared_iopub
 from bridgehead._transports.zmq_link import Link
 from bridgehead._transports.zmq_reader import read_in_turns
@@ -621,7 +621,7 @@ class ZmqTransport(Transport):
             socket = self._sockets.get(channel)
             if socket is None:  # the shared one, or that of questions, which no cell asked yet
                 continue
-            socket.disconnect(socket.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode())
+            socket.disconnect(last_address(socket))
             if self._client.curve_publickey is not None:
                 socket.curve_secretkey = self._client.curve_secretkey
                 socket.curve_publickey = self._client.curve_publickey

@@ -91,12 +91,18 @@ class MonitoredContext(zmq.asyncio.Context):
         leaves before are sent meanwhile, and not waited for.
         """
         self.users.discard(id(user))
-        await in_thread(self._end_without_users)
+        if not (self.users or self.closed):
+            await in_thread(self._end)
 
-    def _end_without_users(self) -> None:
+    def _end(self) -> None:
         with self._ending:  # several threads close bridges that were dropped with their loop
-            if not (self.users or self.closed):
+            if not self.closed:
                 self.term()
+
+
+def last_address(socket: Any) -> str:
+    """Return the address to which a socket was connected last."""
+    return str(socket.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode())
 
 
 def connect_anew(socket: Any) -> None:
@@ -105,7 +111,7 @@ def connect_anew(socket: Any) -> None:
     It fails if this process has no descriptor left; then the next attempt may succeed.
     """
     with contextlib.suppress(zmq.ZMQError):
-        endpoint = socket.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
+        address = last_address(socket)
         with contextlib.suppress(zmq.ZMQError):
-            socket.disconnect(endpoint)
-        socket.connect(endpoint)
+            socket.disconnect(address)
+        socket.connect(address)
