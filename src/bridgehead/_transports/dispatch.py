@@ -6,8 +6,8 @@ function that sends and the kernel's state when it is made; it knows no connecti
 Laws of the dispatcher, each of which was broken once and cost messages:
 
 1. There is one reader per channel, for as long as the bridge lives, and one for the iopub of all
-   bridges of an event loop on a kernel; its receive is never cancelled for a single request. A reply finds its request by the parent's id. Replies without a waiting
-   request are counted.
+   bridges of an event loop on a kernel; its receive is never cancelled for a single request. A
+   reply finds its request by the parent's id. Replies without a waiting request are counted.
 2. At most ``WINDOW`` requests are in flight, and as many to a subshell: a subshell that hangs must
    not block the requests to the main thread. A slot is free again when the reply has arrived, not
    when the caller is cancelled: about 4,000 queued requests block ipykernel 7.4 for good, and a

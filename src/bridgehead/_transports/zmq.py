@@ -424,13 +424,12 @@ class ZmqTransport(Transport):
 
     def _received(self, channel: str, message: dict[str, Any]) -> None:
         header = message["header"]
-        if channel == "control" and header["msg_type"] == "kernel_info_reply":
+        kind = channel, header["msg_type"]
+        is_done = kind == ("shell", "execute_reply")
+        if kind == ("control", "kernel_info_reply") or (is_done and self.link.gate.process is None):
             self.link.answered(message["parent_header"].get("msg_id"), header.get("session"))
-        elif channel == "shell" and header["msg_type"] == "execute_reply":
-            if self.link.gate.process is None:
-                self.link.answered(message["parent_header"].get("msg_id"), header.get("session"))
         self.dispatcher.received(channel, message)
-        if channel == "shell" and self._iopub is not None:
+        if is_done and self._iopub is not None:
             self._iopub.note_reply()
 
     def take_published(self, message: Message | None, in_subshell: bool) -> None:

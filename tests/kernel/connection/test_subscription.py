@@ -18,6 +18,7 @@ import zmq
 
 from bridgehead import Bridge, SyncBridge
 from bridgehead._connection.outputs import CellOutputs
+from bridgehead._shipped.wire.header import EVENT_MESSAGE
 from bridgehead._transports import zmq_iopub
 from bridgehead._transports.zmq import ZmqTransport
 from bridgehead._transports.zmq_iopub import IopubSocket
@@ -317,3 +318,16 @@ async def test_the_first_cell_at_a_new_address_waits_until_its_outputs_can_arriv
     await transport._connected(60, 60)
     await transport.introduced()
     assert (await live.run("print('first')")).stdout == "first\n"
+
+
+async def test_only_a_reply_tells_that_iopub_is_silent(
+    live: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel sends events in the middle of a cell, about which it publishes nothing."""
+    replies: list[None] = []
+    monkeypatch.setattr(iopub_of(live), "note_reply", lambda: replies.append(None))
+    event = {"header": {"msg_type": EVENT_MESSAGE}, "content": {"resource": "none"}}
+    transport_of(live)._received("shell", event)
+    assert not replies
+    await live.pull("1 + 1")
+    assert replies
