@@ -25,16 +25,9 @@ from bridgehead import (
 )
 from bridgehead._transports import rest
 from support.kit import reported_within, until
-from support.servers import GATEWAY, SERVER, TOKEN, Other, Wire, on, processes, serving
+from support.servers import TOKEN, Other, Wire, on, processes, serving
 
 pytestmark = pytest.mark.servers
-
-
-@pytest.fixture(scope="module", params=[SERVER, GATEWAY])
-async def anyone(request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    """Start either kind of server, and give its address."""
-    async with serving(request.param) as url:
-        yield url
 
 
 @contextlib.asynccontextmanager

@@ -19,7 +19,7 @@ import pytest
 from bridgehead import Bridge, KernelDied, KernelRestarted, KernelUnresponsive, NameNotFound
 from bridgehead._transports.timings import Timings
 from support.kit import all_of, goes_on, reported_within, until
-from support.servers import GATEWAY, SERVER, Other, Wire, on, processes, serving
+from support.servers import Other, Wire, on, processes
 
 pytestmark = pytest.mark.servers
 
@@ -30,13 +30,6 @@ CALLS: dict[str, Callable[[Bridge], Any]] = {
     "push now": lambda bridge: bridge.push(arrived=True, now=True),
     "run again": lambda bridge: bridge.run("arrived = 2"),
 }
-
-
-@pytest.fixture(scope="module", params=[SERVER, GATEWAY])
-async def anyone(request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    """Start either kind of server, and give its address."""
-    async with serving(request.param) as url:
-        yield url
 
 
 @pytest.fixture

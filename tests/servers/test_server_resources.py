@@ -23,16 +23,9 @@ from support.resources import (
     of_every_kind,
     running,
 )
-from support.servers import GATEWAY, SERVER, Other, on, serving
+from support.servers import Other, on
 
 pytestmark = pytest.mark.servers
-
-
-@pytest.fixture(scope="module", params=[SERVER, GATEWAY])
-async def anyone(request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    """Start either kind of server, and give its address."""
-    async with serving(request.param) as url:
-        yield url
 
 
 @pytest.fixture(params=MESSAGES)

@@ -12,7 +12,6 @@ import json
 import os
 import random
 import ssl
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +48,6 @@ pytestmark = pytest.mark.servers
 
 UNUSED_ID = "01234567-89ab-cdef-0123-456789abcdef"
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module", params=[SERVER, GATEWAY])
-async def anyone(request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    """Start either kind of server, and give its address."""
-    async with serving(request.param) as url:
-        yield url
 
 
 # ---------------------------------------------------------------- transfers, calls and cells
