@@ -9,6 +9,7 @@ From the checkout's root:
     python -m tests.bench handoff                   # kernel to kernel / pull and push
     python -m tests.bench engines                   # four ipyparallel engines / their views
     python -m tests.bench sync                      # SyncBridge / Bridge
+    python -m tests.bench together                  # 1,000 at once; beside 1 GB of another bridge
     python -m tests.bench steps                     # where the time of a small push goes
     python -m tests.bench busy                      # now=True while the kernel is busy
     python -m tests.bench lag                       # the event loop while 1 GB is pushed, pulled
@@ -55,6 +56,7 @@ from tests.bench import (
     steps,
     sync,
     table,
+    together,
     transfers,
     work,
 )
@@ -68,6 +70,7 @@ SCENARIOS: dict[str, Scenario] = {
     "handoff": handoff.measure,
     "engines": engines.measure,
     "sync": sync.measure,
+    "together": together.measure,
     "steps": steps.measure,
     "busy": busy.measure,
     "lag": lag.measure,

@@ -1,4 +1,4 @@
-"""The figures behind the promises: delays, memory, lag of the event loop.
+"""The figures behind the promises: delays, and the lag of the event loop.
 
 Rule: no tests. Ratios are measured side by side in one run; times are those of this machine now.
 ``python tests/bench/promises.py`` measures all figures in about a minute; names as arguments
@@ -16,42 +16,9 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bridgehead import Bridge, BridgeError
-
-GIGABYTE = 125_000_000  # float64
-
-
-async def together() -> str:
-    """1,000 concurrent pushes of an int against 1,000 in a row; pulls likewise."""
-    async with Bridge.launch() as bridge:
-        await bridge.push(x=0)
-        lines = []
-        for name, one in (("push", lambda: bridge.push(x=1)), ("pull", lambda: bridge.pull("x"))):
-            sequential = await timed(lambda one=one: in_a_row(one, 1000))
-            concurrent = await timed(lambda one=one: asyncio.gather(*(one() for _ in range(1000))))
-            lines.append(f"{name} {concurrent / sequential:.3f} x ({sequential:.2f} s in a row)")
-        return ", ".join(lines)
-
-
-async def while_busy() -> str:
-    """Measure a pull with now=True during a cell that sleeps, and during one that spins."""
-    async with Bridge.launch() as bridge:
-        await bridge.push(x=1)
-        medians = []
-        for cell in ("import time; time.sleep(2)", "for i in range(30_000_000): pass"):
-            running = asyncio.ensure_future(bridge.run(cell))
-            await asyncio.sleep(0.2)
-            times = []
-            while not running.done() and len(times) < 100:
-                times.append(await timed(lambda: bridge.pull("x", now=True)))
-            await running
-            medians.append(f"{statistics.median(times) * 1000:.1f} ms")
-        return f"median {medians[0]} while it sleeps, {medians[1]} while it spins"
 
 
 async def death() -> str:
@@ -88,26 +55,6 @@ async def silence() -> str:
         )
 
 
-async def large() -> str:
-    """Push and pull of 1 GB: lag of the event loop, and growth of memory."""
-    async with Bridge.launch() as bridge:
-        await bridge.push(x=1)
-        array, lines, own = np.ones(GIGABYTE), [], os.getpid()
-        for name in ("push", "pull"):
-            before = [resident(own), resident(bridge.info.pid)]
-            async with lag() as worst, peaks(own, bridge.info.pid) as most:
-                if name == "push":
-                    seconds = await timed(lambda: bridge.push(array=array))
-                else:
-                    seconds = await timed(lambda: bridge.pull("array"))
-            client, kernel = (peak - start for peak, start in zip(most(), before, strict=True))
-            lines.append(
-                f"{name} {seconds:.1f} s, lag {worst() * 1000:.0f} ms, "
-                f"client +{client >> 20} MiB, kernel +{kernel >> 20} MiB"
-            )
-        return "; ".join(lines)
-
-
 async def pickled() -> str:
     """100 MB of small objects, which pickle must traverse: loop lag while they cross."""
     async with Bridge.launch() as bridge:
@@ -142,11 +89,6 @@ async def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-async def in_a_row(one: Callable[[], Any], count: int) -> None:
-    for _ in range(count):
-        await one()
-
-
 async def failing(work: Any) -> None:
     try:
         await work
@@ -174,28 +116,7 @@ async def lag() -> AsyncIterator[Callable[[], float]]:
         ticking.cancel()
 
 
-@asynccontextmanager
-async def peaks(*pids: int) -> AsyncIterator[Callable[[], list[int]]]:
-    """Measure the peak memory of each process in bytes, every 5 ms."""
-    most = [0] * len(pids)
-
-    async def look() -> None:
-        while True:
-            most[:] = [max(old, resident(pid)) for old, pid in zip(most, pids, strict=True)]
-            await asyncio.sleep(0.005)
-
-    looking = asyncio.ensure_future(look())
-    try:
-        yield lambda: most
-    finally:
-        looking.cancel()
-
-
-def resident(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-
-
-FIGURES = [together, while_busy, death, silence, large, pickled, watching]
+FIGURES = [death, silence, pickled, watching]
 
 
 async def main() -> None:

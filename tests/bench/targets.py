@@ -82,6 +82,12 @@ TARGETS: dict[str, Target] = {
     "np100m in 4 kernels, memory / payload": Target(1.5),  # one copy, and what a pool keeps
     "int push, SyncBridge / Bridge": Target(1.5),
     "int pull, SyncBridge / Bridge": Target(1.5),
+    **{
+        f"1000 at once / in a row, {way}, {lane}": Target(0.03)
+        for way in ("push", "pull")
+        for lane in ("auto", "buffers")
+    },
+    **{f"a small push beside a {way} of 1 GB / alone, p99": Target(3) for way in ("push", "pull")},
     "one of 10000 ints iterated over / pull of an int": Target(0.1),
     "100 arrays of 10 MB, iterated over / pulled": Target(1 / 0.7),
     "now=True while busy, one operation": Target(2),
