@@ -52,34 +52,28 @@ def recorded(
     """
     if not log.isEnabledFor(logging.DEBUG):
         return work
-    return _recorded(transport, call, work, done, failed)
 
+    async def recorded_work() -> T:
+        started = time.perf_counter()
+        text = ""
+        try:
+            returned = await work
+            text = done(returned)
+        except BaseException as error:
+            # The deadline surrounds this work: it cancels the work, and then raises a TimeoutError.
+            is_late = isinstance(error, asyncio.CancelledError) and call.is_late
+            text = f"{'TimeoutError' if is_late else type(error).__name__}, {failed()}"
+            raise
+        else:
+            return returned
+        finally:
+            milliseconds = 1000 * (time.perf_counter() - started)
+            operation = PUBLIC_NAMES.get(call.operation, call.operation)
+            identity = call.request or "not sent"
+            form = "%s: %s (%s): %s in %.1f ms"
+            log.debug(form, transport.life.name, operation, identity, text, milliseconds)
 
-async def _recorded(
-    transport: Transport,
-    call: Call,
-    work: Coroutine[Any, Any, T],
-    done: Callable[[T], str],
-    failed: Callable[[], str],
-) -> T:
-    started = time.perf_counter()
-    text = ""
-    try:
-        returned = await work
-        text = done(returned)
-    except BaseException as error:
-        # The deadline surrounds this work: it cancels the work, and then raises a TimeoutError.
-        is_late = isinstance(error, asyncio.CancelledError) and call.is_late
-        text = f"{'TimeoutError' if is_late else type(error).__name__}, {failed()}"
-        raise
-    else:
-        return returned
-    finally:
-        milliseconds = 1000 * (time.perf_counter() - started)
-        operation = PUBLIC_NAMES.get(call.operation, call.operation)
-        identity = call.request or "not sent"
-        form = "%s: %s (%s): %s in %.1f ms"
-        log.debug(form, transport.life.name, operation, identity, text, milliseconds)
+    return recorded_work()
 
 
 def crossed(sent: int, received: int, lane: str) -> str:
