@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 from bridgehead._protocol.raising import as_text
@@ -259,30 +260,22 @@ class CellOutputs(OutputListener):
         bridge.
         """
         self.flush()
-        execution_count = self._count if execution_count is None else execution_count
-        texts: dict[str, list[str]] = {"stdout": [], "stderr": []}
         merged: list[dict[str, Any]] = []
-        data: dict[str, Any] = {}
-        parts: list[str] = []  # of the stream output that is last in ``merged``
-        last: str | None = None  # the name of that stream
-        for output in self._outputs:
-            if output["output_type"] == "stream":
-                texts.setdefault(output["name"], []).append(output["text"])
-                if last != output["name"]:
-                    last, parts = output["name"], []
-                    merged.append({**output, "text": parts})
-                parts.append(output["text"])
-                continue
-            last = None
-            if output["output_type"] == "execute_result":
-                data = dict(output["data"])
-            merged.append({key: item for key, item in output.items() if key != "transient"})
-        for output in merged:
-            if output["output_type"] == "stream":
-                output["text"] = "".join(output["text"])
-        out, err = ("".join(texts[name]) for name in ("stdout", "stderr"))
-        count = execution_count if type(execution_count) is int else None
+        for stream, outputs in groupby(self._outputs, _stream):
+            parts = [{key: one[key] for key in one if key != "transient"} for one in outputs]
+            if stream is None:
+                merged += parts
+            else:
+                merged.append({**parts[0], "text": "".join(part["text"] for part in parts)})
+        out, err = (
+            "".join(one["text"] for one in merged if _stream(one) == name)
+            for name in ("stdout", "stderr")
+        )
+        values = [one["data"] for one in merged if one["output_type"] == "execute_result"]
+        count = self._count if execution_count is None else execution_count
+        count = count if type(count) is int else None
         dropped = self.dropped_in_kernel + (self._excerpt.dropped if self._excerpt else 0)
+        data = dict(values[-1]) if values else {}
         return Result(out, err, tuple(merged), data, count, trust, dropped)
 
 
@@ -296,6 +289,11 @@ def _output(message: Message) -> dict[str, Any]:
         output["data"] = _mapping(output.get("data"))
         output["transient"] = _mapping(output.get("transient"))
     return output
+
+
+def _stream(output: Mapping[str, Any]) -> str | None:
+    """Return the name of the stream that an output is a part of; None for another output."""
+    return output["name"] if output["output_type"] == "stream" else None
 
 
 def _with_text(message: Message, text: str) -> Message:
