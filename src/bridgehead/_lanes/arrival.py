@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from bridgehead._errors import BridgeError, ReplyLost
+from bridgehead._errors import ReplyLost
 from bridgehead._protocol import response as _response
 from bridgehead._protocol.request import Request
 from bridgehead._shipped.wire.digest import Buffer
@@ -50,31 +50,22 @@ class Arrival:
         If the chunk is damaged, or cannot be stored, ``waiter``, the future of the reply, gets the
         error at once.
         """
-        if self._error is not None:
-            return
+        if not waiter.done():  # else its caller has given up, or an earlier chunk failed
+            work = self._add(waiter, header, parts)
+            self._jobs.append(asyncio.get_running_loop().create_task(work))
+
+    async def _add(self, waiter: asyncio.Future[Any], header: Any, parts: Sequence[Buffer]) -> None:
         try:
             if self._inbox is None:
                 self._inbox = _response.open_response(header, self._request.limit)
-        except BridgeError as error:
-            self._fail(waiter, error)
-        else:
-            work = self._add(waiter, header, self._inbox, parts)
-            self._jobs.append(asyncio.get_running_loop().create_task(work))
-
-    async def _add(
-        self, waiter: asyncio.Future[Any], header: Any, inbox: Inbox, parts: Sequence[Buffer]
-    ) -> None:
-        try:
+            inbox = self._inbox
             async with self._free:
                 await store_chunk(header, inbox, header.get("at"), parts)
             self._request.report(inbox.received, inbox.total)
         except Exception as error:  # noqa: BLE001 - ``report`` is a function of the user's
-            self._fail(waiter, error)
-
-    def _fail(self, waiter: asyncio.Future[Any], error: Exception) -> None:
-        self._error = error
-        if not waiter.done():
-            waiter.set_exception(error)
+            self._error = error
+            if not waiter.done():
+                waiter.set_exception(error)
 
     async def inbox(self, reply: ResponseHeader) -> Inbox:
         """Return the inbox of the response, with all in it that was sent ahead.

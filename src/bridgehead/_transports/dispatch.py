@@ -252,8 +252,6 @@ class Dispatcher(RequestTable):
         elif message["header"]["msg_type"] == DATA_MESSAGE:
             buffers = message.get("buffers") or []
             if pending.handlers.on_chunk is not None and message["content"]:
-                if pending.future.done():  # its caller has given up
-                    return
                 pending.handlers.on_chunk(pending.future, message["content"], buffers)
             else:
                 pending.buffers += buffers
