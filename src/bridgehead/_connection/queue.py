@@ -247,17 +247,15 @@ class Queue:
         for turn in self.turns:
             if turn.is_abandoned:
                 continue
-            first = batch[0] if batch else turn
-            if not first.is_ready:
+            if not turn.is_ready or len(batch) == MAX_BATCH:
                 break
             request, lane = turn.request, turn.lane
-            joins = turn.is_ready and request is not None and _may_batch(request)
-            nbytes += request.nbytes if joins and request is not None else 0
-            if batch and not (joins and lane is first.lane and lane and nbytes <= lane.chunk):
+            if request is None or lane is None or not _may_batch(request):
+                return batch or [turn]  # it crosses alone
+            nbytes += request.nbytes
+            if batch and (lane is not batch[0].lane or nbytes > lane.chunk):
                 break
             batch.append(turn)
-            if not joins or len(batch) == MAX_BATCH:
-                break
         return batch
 
     async def _carry(self) -> None:
