@@ -232,6 +232,19 @@ class Lane(ABC):
         finally:
             self._unfinished.pop(header["id"], None)
 
+    @contextlib.contextmanager
+    def fetching_rest(self, request: Request) -> Iterator[None]:
+        """Do as ``forgetting_on_error`` while the block fetches the rest of a response.
+
+        The request ran. Errors that say that it may be sent again are replaced. If it was an update
+        of a watch, the remote part dropped the rest for a newer one.
+        """
+        with self.forgetting_on_error(request):
+            try:
+                yield
+            except (KernelRestarted, IntegrityError, SubshellDeleted) as error:
+                raise ReplyLost(REST_LOST) from error
+
 
 class MessageLane(Lane):
     """A lane whose frames cross in Jupyter messages; a subclass says how a message has them."""
@@ -426,15 +439,11 @@ class MessageLane(Lane):
             request.report(inbox.received, inbox.total)
 
         if response.is_partial:
-            with self.forgetting_on_error(request):
-                try:
-                    # The first chunk is copied and checked while the next ones are on their way.
-                    first = [add_first()] if response.parts else []
-                    starts = range(response.arrived, inbox.total, self.reply_chunk)
-                    await _in_flight(itertools.chain(first, map(fetch_chunk, starts)))
-                except (KernelRestarted, IntegrityError, SubshellDeleted) as error:
-                    # The request ran. These errors say that it may be sent again: replace them.
-                    raise ReplyLost(REST_LOST) from error
+            with self.fetching_rest(request):
+                # The first chunk is copied and checked while the next ones are on their way.
+                first = [add_first()] if response.parts else []
+                starts = range(response.arrived, inbox.total, self.reply_chunk)
+                await _in_flight(itertools.chain(first, map(fetch_chunk, starts)))
             self.forget(request.header)
         response.frames = _response.close_response(inbox)
         raise_error(response.header, response.frames, request.limit, trusted=request.trusted)

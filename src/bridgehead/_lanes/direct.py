@@ -16,13 +16,12 @@ from typing import Any, NoReturn
 
 from bridgehead._errors import (
     BridgeError,
-    IntegrityError,
     KernelRestarted,
     ProtocolError,
     RemoteError,
     ReplyLost,
 )
-from bridgehead._lanes.base import REST_LOST, Lane, MessageLane
+from bridgehead._lanes.base import Lane, MessageLane
 from bridgehead._lanes.socket import CHUNK, QueuedReply, SocketClient, SocketLost, SocketReply
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.payload import EMPTY
@@ -192,15 +191,9 @@ class DirectLane(Lane):
         request = response.request
         if response.is_partial and response.header.get("digest") == "none:":
             fetch: RequestHeader = {**request.header, "op": "next_chunk", "sizes": []}
-            with self.forgetting_on_error(request):
+            with self.fetching_rest(request):
                 reply, parts = await self._ask(fetch)
-                try:
-                    raise_error(reply, ())
-                except (KernelRestarted, IntegrityError) as error:
-                    # The request ran, but these two errors say that it may be sent again: replace
-                    # them, as in ``MessageLane.complete``. If this was an update of a watch, the
-                    # remote part dropped it for a newer one.
-                    raise ReplyLost(REST_LOST) from error
+                raise_error(reply, ())
                 if reply.get("sizes") != response.header.get("sizes"):
                     raise ProtocolError("the kernel sent the frames of another request")
                 response = await self._open(request, (response.header, parts))
