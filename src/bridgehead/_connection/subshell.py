@@ -28,12 +28,6 @@ class Subshell:
         self._generation = -1
         self._making: asyncio.Task[None] | None = None
 
-    @property
-    def is_supported(self) -> bool:
-        """Whether this kernel has subshells."""
-        features = as_strings(self._transport.kernel_info.get("supported_features"))
-        return "kernel subshells" in features
-
     async def ready(self) -> dict[str, Any]:
         """Make the subshell if there is none; return its id and its owner, for the header.
 
@@ -41,7 +35,8 @@ class Subshell:
             NotSupported: this kernel has no subshells.
         """
         transport = self._transport
-        if not self.is_supported:
+        features = as_strings(transport.kernel_info.get("supported_features"))
+        if "kernel subshells" not in features:
             raise NotSupported(
                 "now=True needs a kernel with subshells (ipykernel 7 or later); without now=True, "
                 "the call waits for the running cell"

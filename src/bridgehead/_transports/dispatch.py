@@ -242,20 +242,20 @@ class Dispatcher(RequestTable):
             return
         if not isinstance(message["content"], dict):
             raise ProtocolError("the content of a message is not a JSON object")
-        parent = message["parent_header"].get("msg_id")
+        kind, parent = message["header"]["msg_type"], message["parent_header"].get("msg_id")
         pending = self.pending.get(parent)
         if pending is None or pending.cut:
             self.late += parent not in self.inquiry.questions
-        elif message["header"]["msg_type"] == "input_request":
+        elif kind == "input_request":
             if pending.handlers.on_input is not None:
                 pending.handlers.on_input(message["content"])
-        elif message["header"]["msg_type"] == DATA_MESSAGE:
+        elif kind == DATA_MESSAGE:
             buffers = message.get("buffers") or []
             if pending.handlers.on_chunk is not None and message["content"]:
                 pending.handlers.on_chunk(pending.future, message["content"], buffers)
             else:
                 pending.buffers += buffers
-        elif message["header"]["msg_type"].endswith("_reply"):
+        elif kind.endswith("_reply"):
             if pending.future.done():
                 self.late += 1
             self._answered.append(parent)
