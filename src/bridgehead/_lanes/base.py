@@ -108,10 +108,8 @@ class Lane(ABC):
         return await self.carry(request)
 
     @abstractmethod
-    async def cross(
-        self, header: RequestHeader, parts: Sequence[memoryview], subshell: str | None
-    ) -> tuple[ResponseHeader, list[Buffer]]:
-        """Send one message and return its reply."""
+    async def notify(self, header: RequestHeader) -> None:
+        """Send one message without frames, whose reply brings nothing; wait for the reply."""
 
     @abstractmethod
     async def carry(self, request: Request) -> Response:
@@ -165,7 +163,7 @@ class Lane(ABC):
             # If this fails, the remote part drops it by age, or the kernel has ended.
             with contextlib.suppress(BridgeError):
                 message = self.message_header(header, 0, op="forget", sizes=[])
-                await self.cross(message, (), None)
+                await self.notify(message)
 
         self.transport.spawn(send_forget())
 
@@ -316,6 +314,9 @@ class MessageLane(Lane):
         read = self.read(reply)
         self._note_acked(header)
         return read
+
+    async def notify(self, header: RequestHeader) -> None:
+        await self.cross(header, (), None)
 
     async def carry(self, request: Request) -> Response:
         header, frames, total = request.header, request.frames, request.nbytes

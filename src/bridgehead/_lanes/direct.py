@@ -29,7 +29,6 @@ from bridgehead._protocol.raising import raise_error
 from bridgehead._protocol.request import Request
 from bridgehead._protocol.response import Response, no_memory, open_response
 from bridgehead._shipped.wire import frames as _frames
-from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.errors import WireError
 from bridgehead._shipped.wire.frames import SHARE_FROM
 from bridgehead._shipped.wire.header import BESIDE_CELLS, RequestHeader, ResponseHeader
@@ -70,12 +69,9 @@ class DirectLane(Lane):
     def in_messages(self) -> MessageLane:
         return self.messages
 
-    async def cross(
-        self, header: RequestHeader, parts: Sequence[memoryview], subshell: str | None
-    ) -> tuple[ResponseHeader, list[Buffer]]:
-        reply, frames = await self.client.ask(header, parts)
+    async def notify(self, header: RequestHeader) -> None:
+        await self.client.ask(header)
         self._note_acked(header)
-        return reply, [] if isinstance(frames, UnmappedSegment) else list(frames)
 
     def fields(self) -> dict[str, Any]:
         return {"chunk": self.chunk}
