@@ -24,7 +24,7 @@ from bridgehead._errors import (
 from bridgehead._lanes.base import Lane, MessageLane
 from bridgehead._lanes.socket import CHUNK, QueuedReply, SocketClient, SocketLost, SocketReply
 from bridgehead._protocol import request as _request
-from bridgehead._protocol.payload import EMPTY
+from bridgehead._protocol.payload import empty
 from bridgehead._protocol.raising import raise_error
 from bridgehead._protocol.request import Request
 from bridgehead._protocol.response import Response, no_memory, open_response
@@ -137,12 +137,7 @@ class DirectLane(Lane):
         try:
             reply = await self._send(request, header)
         except SocketLost:
-            self.forget(header)
             await self._raise_lost()
-        except BaseException:
-            if not request.dropped:
-                self.forget(header)  # the remote part may have stored it, if a cell runs
-            raise
         if reply is None:
             return await self._by_messages(request)
         if "busy" in reply[0]:
@@ -235,9 +230,8 @@ class DirectLane(Lane):
         A call into C does not notice an interrupt before it returns. Such a thread is left
         alone, with the interrupt pending: nothing that it was asked takes effect any more.
         """
-        payload = EMPTY.signed(self.messages.digest)
         fields = {**self.messages.fields(), "server": self.thread_name}
-        header = _request.header("interrupt", payload, epoch=epoch, **fields)
+        header = _request.header("interrupt", empty(self.messages.digest), epoch=epoch, **fields)
         drained = asyncio.ensure_future(self.client.drained())
         interrupted = False
         try:
@@ -282,8 +276,10 @@ class DirectLane(Lane):
             asked = self.client.ask(header, (), segment)
         try:
             reply = await asked
-        finally:
-            request.dropped = isinstance(asked, QueuedReply) and not asked.was_sent
+        except BaseException:
+            if not isinstance(asked, QueuedReply) or asked.was_sent:
+                self.forget(header)  # the remote part may have stored it, if a cell runs
+            raise
         if reply[0].get("unmapped"):
             self._warn_once("the kernel cannot map shared memory; large objects cross as messages")
             return None

@@ -24,7 +24,7 @@ from bridgehead._lanes.inline import InlineLane
 from bridgehead._lanes.socket import SocketClient, SocketListener
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.formatting import line
-from bridgehead._protocol.payload import EMPTY
+from bridgehead._protocol.payload import empty
 from bridgehead._protocol.raising import as_object, as_strings, as_text, raise_error
 from bridgehead._protocol.response import greeting
 from bridgehead._protocol.results import Info
@@ -109,7 +109,7 @@ class Handshake:
         no_lane = self._no_direct_lane()
         with self._listening(no_lane) as listener:
             offer = None if isinstance(listener, str) else listener.offer(lane=not no_lane)
-            signed = EMPTY.signed(transport.capabilities.digest)
+            signed = empty(transport.capabilities.digest)
             header = _request.header("hello", signed, epoch="", direct=offer)
             # No task of the transport: closing would cancel it, and with it the caller.
             asking = asyncio.ensure_future(self._ask(header))

@@ -50,7 +50,6 @@ class Request:
         trusted: whether an exception in the response may be unpickled; not by default.
         unread: whether the response goes on to another kernel and is not read in this process.
         delivered: whether the remote part has the frames already, from a broadcast.
-        dropped: whether its caller gave up before it was sent, so that it never will be.
         outputs: takes the outputs of the message that has it run; None if no caller wants them.
     """
 
@@ -61,7 +60,6 @@ class Request:
     trusted: bool = False
     unread: bool = False
     delivered: bool = False
-    dropped: bool = False
     outputs: OutputHandler | None = None
 
     @property
