@@ -143,8 +143,3 @@ class Call:
     def nbytes(self) -> int:
         """Bytes of the objects that it sends, once they are pickled."""
         return 0 if self.payload is None else self.payload.nbytes
-
-    @property
-    def needs_codec(self) -> bool:
-        """Whether the remote part must have the data-only codec."""
-        return "data" in (self.fields.get("trust"), self.fields.get("opens"))

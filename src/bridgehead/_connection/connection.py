@@ -24,7 +24,6 @@ from bridgehead._connection.resources import HeldResources
 from bridgehead._connection.subshell import Subshell
 from bridgehead._connection.trust import Trust
 from bridgehead._errors import (
-    RESTARTED,
     BridgeError,
     KernelRestarted,
     NotSupported,
@@ -186,11 +185,9 @@ class Connection:
         while True:
             try:
                 request = await self._prepare(call, turn)
-                # A handshake may find another process behind the same connection.
-                if process not in (None, remote.process) or turn.generation != life.generation:
-                    raise KernelRestarted(RESTARTED)
-                process = remote.process
-                lane, info, turn.sent = remote.lane, remote.info, False
+                remote.check_same(process, turn.generation)
+                process, lane, info = remote.process, remote.lane, remote.info
+                turn.sent = False
                 response = await turn.carry(lane, request)
                 if not response.is_partial:
                     return self._counted(await lane.complete(response))
@@ -265,7 +262,8 @@ class Connection:
     def _needs_codec(self, call: Call) -> bool:
         """Return whether the kernel needs the data-only codec, for a callback that it gets, too."""
         stands_for = call.payload is not None and call.payload.refs
-        return call.needs_codec or (stands_for and self.trust.data)
+        is_data = "data" in (call.fields.get("trust"), call.fields.get("opens"))
+        return is_data or (stands_for and self.trust.data)
 
     def _is_beside_cells(self, call: Call) -> bool:
         """Return whether the lane serves a call while a cell runs."""

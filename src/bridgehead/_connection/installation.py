@@ -138,6 +138,16 @@ class Installation:
             await self._withdraw_cells()
         return self.lane
 
+    def check_same(self, process: str | None, generation: int) -> None:
+        """Raise if the kernel is lost, or is another one than when a call or a cell began.
+
+        ``process`` is None if none was known then. A handshake may find another process behind the
+        same connection, so of the same ``generation``.
+        """
+        self._transport.life.check_same(generation)
+        if process not in (None, self.process):
+            raise KernelRestarted(RESTARTED)
+
     async def install(self) -> None:
         """Do the handshake, unless the remote part is known to be installed."""
         async with self._installing:

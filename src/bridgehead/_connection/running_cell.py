@@ -19,7 +19,6 @@ from bridgehead._connection.queue import Turn
 from bridgehead._connection.records import crossed, recorded
 from bridgehead._connection.resources import HeldResources, RemoteResource
 from bridgehead._errors import (
-    RESTARTED,
     BridgeError,
     KernelRestarted,
     KernelUnresponsive,
@@ -241,9 +240,7 @@ class RunningCell:
         """
         connection, lane = self._connection, self._connection.remote.lane
         # It is meant for the kernel that was connected when its turn was taken, known or not.
-        is_other = turn.generation != connection.transport.life.generation
-        if is_other or process not in (None, connection.remote.process):
-            raise KernelRestarted(RESTARTED)
+        connection.remote.check_same(process, turn.generation)
         if epoch not in (None, connection.remote.info.epoch):
             raise KernelRestarted(
                 "bridgehead's module was removed from the kernel, and installed again; what was "

@@ -38,7 +38,6 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
 
 from bridgehead._errors import (
-    RESTARTED,
     RESTARTED_MEANWHILE,
     BridgeError,
     KernelDied,
@@ -262,8 +261,7 @@ class WebsocketTransport(Transport):
                 self.life.check_responsive()
             await gate.wait(identity)
             if generation != self.life.generation:
-                self.life.check()
-                raise KernelRestarted(RESTARTED)
+                self.life.check_same(generation)
         if asks:
             gate.asked(identity)
         data = self._subprotocol.pack(channel, message, buffers)

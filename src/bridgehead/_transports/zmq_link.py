@@ -19,7 +19,6 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from bridgehead._errors import (
-    RESTARTED,
     RESTARTED_MEANWHILE,
     BridgeError,
     KernelDied,
@@ -155,8 +154,7 @@ class Link:
             life.check_responsive()
             await self.gate.wait(message)
         if generation != life.generation:
-            life.check()
-            raise KernelRestarted(RESTARTED)
+            life.check_same(generation)
 
     # ------------------------------------------------------------ broken
 
