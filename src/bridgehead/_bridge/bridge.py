@@ -230,18 +230,13 @@ class Bridge(WorkMethods):
         turn: Turn | None = None,
     ) -> Awaitable[_response.Response]:
         """Return the work that binds objects to these names; ``content`` may be pickled already."""
-        return self._connection.ask(
-            "bind",
-            timeout,
-            content if isinstance(content, _payload.PayloadSource) else None,
-            now=now,
-            report=report,
-            payload=content if isinstance(content, _payload.Payload) else None,
-            delivery=delivery,
-            turn=turn,
-            names=names,
-            opens="data" if data else None,
-        )
+        fields = {"names": names, "opens": "data" if data else None}
+        call = Call("bind", delivery=delivery, fields=fields, now=now, report=report)
+        if isinstance(content, _payload.PayloadSource):
+            call.source = content
+        else:
+            call.payload = content
+        return self._connection.within(timeout, call, turn)
 
     async def _bind(
         self,
@@ -423,23 +418,21 @@ class Bridge(WorkMethods):
             '[1, 2]'
         """
         self._connection.check()
-        response = await self._connection.ask(
-            "names",
-            timeout,
-            now=now,
-            pattern=checked_pattern(pattern),
-            types=checked_types(types),
-            modules=modules or None,
-            preview=preview or None,
-        )
+        fields = {
+            "pattern": checked_pattern(pattern),
+            "types": checked_types(types),
+            "modules": modules or None,
+            "preview": preview or None,
+        }
+        response = await self._connection.within(timeout, Call("names", fields=fields, now=now))
         return _response.names_in(response.header, "names")
 
     async def _look(self, name: str, *, now: bool = False, timeout: float | None = None) -> Detail:
         """Take a closer look at the value of a name, for the tools; see ``remote.detail``."""
         self._connection.check()
-        response = await self._connection.ask(
-            "detail", timeout, now=now, limit=_response.MAX_PICTURE, name=checked_name(name)
-        )
+        fields = {"name": checked_name(name)}
+        call = Call("detail", fields=fields, now=now, limit=_response.MAX_PICTURE)
+        response = await self._connection.within(timeout, call)
         return _response.detail_in(response.header, response.frames)
 
     async def delete(self, *names: str | Ref, timeout: float | None = None) -> None:
@@ -469,7 +462,7 @@ class Bridge(WorkMethods):
         if not names:
             raise ValueError("delete() needs at least one name, e.g. delete('x')")
         unique = list(dict.fromkeys(deleted_name(name, self) for name in names))
-        await self._connection.ask("drop", timeout, names=unique)
+        await self._connection.within(timeout, Call("drop", fields={"names": unique}))
         for name in names:
             if type(name) is Ref:
                 free(name)
@@ -486,7 +479,8 @@ class Bridge(WorkMethods):
             False
         """
         self._connection.check()
-        header = (await self._connection.ask("has", timeout, name=checked_name(name))).header
+        call = Call("has", fields={"name": checked_name(name)})
+        header = (await self._connection.within(timeout, call)).header
         _response.check_fields(header, "exists", "has")
         return header["has"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Coroutine, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
@@ -29,10 +29,9 @@ from bridgehead._errors import (
     NotSupported,
     RequestAborted,
 )
-from bridgehead._lanes.broadcast import Delivery
 from bridgehead._lanes.direct import DirectLane
 from bridgehead._lanes.handshake import LaneName
-from bridgehead._protocol.payload import Payload, PayloadSource, check_payload, empty
+from bridgehead._protocol.payload import Payload, check_payload, empty
 from bridgehead._protocol.request import Request
 from bridgehead._protocol.response import NotServed, Response, SubshellDeleted
 from bridgehead._transports.base import Transport
@@ -83,31 +82,11 @@ class Connection:
         self.check_caller()
         self.transport.life.check()
 
-    def ask(
-        self,
-        operation: str,
-        timeout: float | None,
-        source: PayloadSource | None = None,
-        *,
-        now: bool = False,
-        limit: int | None = None,
-        report: Callable[[int, int], object] | None = None,
-        payload: Payload | None = None,
-        delivery: Delivery | None = None,
-        unattended: bool = False,
-        turn: Turn | None = None,
-        **fields: Any,
-    ) -> Coroutine[Any, Any, Response]:
-        """Return the work of one operation within its deadline; see ``Call``.
+    async def within(self, timeout: float | None, call: Call, turn: Turn | None = None) -> Response:
+        """Do a call within its deadline, and return the response.
 
         The caller may have taken the ``turn`` before.
         """
-        call = Call(operation, source, payload, delivery, fields, now, limit, report)
-        call.is_unattended = unattended
-        return self.within(timeout, call, turn)
-
-    async def within(self, timeout: float | None, call: Call, turn: Turn | None = None) -> Response:
-        """Do a call within its deadline, and return the response."""
         name = PUBLIC_NAMES.get(call.operation, call.operation)
         async with Deadline(timeout, name, self.transport, call):
             with turn or self.turn(now=call.now) as taken:

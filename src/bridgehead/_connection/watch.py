@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from bridgehead._connection.async_items import AsyncItems
+from bridgehead._connection.call import Call
 from bridgehead._connection.connection import Connection
 from bridgehead._connection.queue import Queue
 from bridgehead._connection.resources import Frames, HeldResources, RemoteResource
@@ -104,9 +105,8 @@ class Watch(AsyncItems[T]):
         latest, connection = self._latest, self._connection
         fields = {**self._fields, **connection.resources.fields(latest)}
         try:
-            first = await connection.ask(
-                self._operation, None, unattended=self.is_unattended, **fields
-            )
+            call = Call(self._operation, fields=fields, is_unattended=self.is_unattended)
+            first = await connection.within(None, call)
         except (asyncio.CancelledError, OutcomeUnknown):
             # The watch may exist in the kernel, with its first value lost. End that one, and use
             # a new id for the next attempt.

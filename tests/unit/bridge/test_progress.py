@@ -168,13 +168,13 @@ async def test_a_bar_is_drawn_while_nothing_arrives(
     loopback: Bridge, capsys: Drawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = asyncio.Event()
-    ask = loopback._connection.ask
+    within = loopback._connection.within
 
-    async def held(*args: Any, **options: Any) -> Any:
+    async def held(*args: Any) -> Any:
         await free.wait()
-        return await ask(*args, **options)
+        return await within(*args)
 
-    monkeypatch.setattr(loopback._connection, "ask", held)
+    monkeypatch.setattr(loopback._connection, "within", held)
     push = asyncio.create_task(loopback.push(x=1, progress=True))
     drawn = ""
     while "push: 0.00B" not in drawn:

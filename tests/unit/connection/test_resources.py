@@ -107,11 +107,11 @@ async def test_an_event_that_is_lost_before_the_resource_is_known_is_sent_again(
     await loopback.push(x=1)
     watch, other = loopback.watch("x"), loopback.watch("1")
     await anext(other)  # the lease is being renewed
-    latest, ask = watch._latest, loopback._connection.ask
+    latest, within = watch._latest, loopback._connection.within
 
-    async def broken(*args: Any, **fields: Any) -> Any:
+    async def broken(*args: Any) -> Any:
         monkeypatch.undo()
-        response = await ask(*args, **fields)
+        response = await within(*args)
         with monkeypatch.context() as lost:
             lost.setattr(latest, "feed", lambda content, buffers: None)
             await loopback.run("x = 2")
@@ -120,7 +120,7 @@ async def test_an_event_that_is_lost_before_the_resource_is_known_is_sent_again(
             await asyncio.sleep(0)
         return response
 
-    monkeypatch.setattr(loopback._connection, "ask", broken)
+    monkeypatch.setattr(loopback._connection, "within", broken)
     assert await anext(watch) == 1
     async with asyncio.timeout(30):
         assert await anext(watch) == 2

@@ -162,7 +162,7 @@ async def test_a_bridge_shows_what_it_knows_and_asks_no_kernel(
     async def asked(*args: Any, **options: Any) -> Any:
         raise AssertionError("the kernel was asked")
 
-    monkeypatch.setattr(loopback._connection, "ask", asked)
+    monkeypatch.setattr(loopback._connection, "within", asked)
     monkeypatch.setattr(loopback._transport.dispatcher, "put", asked)
     texts = Parsed(loopback._repr_html_()).texts
     assert texts[0] == "Bridge"
