@@ -18,6 +18,7 @@ from bridgehead._shipped.wire.excerpt import Excerpt, characters, mark
 from bridgehead._shipped.wire.header import OUTPUTS_END
 from bridgehead._transports.base import Transport
 from bridgehead._transports.messages import Message
+from bridgehead._transports.tasks import waited
 
 _OUTPUTS = {"stream", "display_data", "execute_result", "error"}
 MARKS = 100  # characters for the lines that stand for what was dropped
@@ -66,12 +67,10 @@ class OutputListener:
         """Take one of the request's messages; return true for one that is no other reader's."""
         if self._left:
             return None
-        if message.type == "status":
-            if message.content.get("execution_state") == "idle":
-                self._idle.add(message.parent)
-                self._changed.set()
-            return None
-        if message.type in _OUTPUTS or message.type in _CHANGES:
+        if message.type == "status" and message.content.get("execution_state") == "idle":
+            self._idle.add(message.parent)
+            self._changed.set()
+        elif message.type in _OUTPUTS or message.type in _CHANGES:
             self._take(message)
         return None
 
@@ -102,13 +101,10 @@ class OutputListener:
         ``request`` is the id of the message that the reply belongs to, or empty if there was no
         reply; an earlier, aborted attempt had an "idle" too.
         """
-        try:
-            async with asyncio.timeout(Transport.timings.last_outputs):
-                while request and request not in self._idle:
-                    self._changed.clear()
-                    await self._changed.wait()
-        except TimeoutError:
-            pass
+        async with waited(Transport.timings.last_outputs):
+            while request and request not in self._idle:
+                self._changed.clear()
+                await self._changed.wait()
         self.flush()
         if self._failure is not None:
             raise self._failure
