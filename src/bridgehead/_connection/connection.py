@@ -165,8 +165,8 @@ class Connection:
             try:
                 request = await self._prepare(call, turn)
                 remote.check_same(process, turn.generation)
-                process, lane, info = remote.process, remote.lane, remote.info
-                turn.sent = False
+                greeting, turn.sent = remote.greeting, False
+                process, lane = greeting.process, greeting.lane
                 response = await turn.carry(lane, request)
                 if not response.is_partial:
                     return self._counted(await lane.complete(response))
@@ -189,7 +189,7 @@ class Connection:
                 # operation without a turn could take effect after what was asked for later.
                 removed = turn.sent and turn.generation == life.generation
                 if removed:
-                    remote.mark_lost(info)
+                    remote.mark_lost(greeting)
                 if not removed or call.now:
                     if not call.is_unattended:
                         remote.restart_reported()

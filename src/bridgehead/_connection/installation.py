@@ -145,7 +145,7 @@ class Installation:
         same connection, so of the same ``generation``.
         """
         self._transport.life.check_same(generation)
-        if process not in (None, self.process):
+        if process not in (None, self.greeting.process):
             raise KernelRestarted(RESTARTED)
 
     async def install(self) -> None:
@@ -206,9 +206,9 @@ class Installation:
         """
         self._reported = self._restarts + (not self.is_current)
 
-    def mark_lost(self, info: Info) -> None:
+    def mark_lost(self, greeting: Greeting) -> None:
         """Note that the remote part of that handshake is not installed any more."""
-        if self.info is info:
+        if self.greeting is greeting:
             self.generation = LOST
 
     async def load_codec(
@@ -220,15 +220,15 @@ class Installation:
             KernelRestarted: as ``ready`` does.
         """
         for attempt in range(1, ATTEMPTS + 1):
-            info, generation = self.info, self.generation
+            greeting, generation = self.greeting, self.generation
             try:
                 await self.request_unordered("load_codec", codec_sources(), shell=shell, now=now)
-                self._codec_epoch = info.epoch
+                self._codec_epoch = greeting.info.epoch
                 return
             except KernelRestarted:  # nothing was done; whether the kernel is another one, see next
                 if generation != self._transport.life.generation or attempt == ATTEMPTS:
                     raise
-            self.mark_lost(info)
+            self.mark_lost(greeting)
             await self.ready()
 
     @property
@@ -241,7 +241,7 @@ class Installation:
     ) -> RequestHeader:
         """Return the header of a request over a lane, to the remote part of the last handshake."""
         payload, fields = payload or empty(lane.digest), {**lane.fields(), **fields}
-        return _request.header(operation, payload, epoch=self.info.epoch, **fields)
+        return _request.header(operation, payload, epoch=self.greeting.info.epoch, **fields)
 
     async def request_unordered(
         self,

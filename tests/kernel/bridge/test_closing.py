@@ -166,7 +166,7 @@ async def test_a_sync_bridge_closes_again(
 async def test_calls_that_wait_for_the_handshake_report_that_the_bridge_was_closed() -> None:
     async with Bridge.launch() as kernel, Bridge.attach(file_of(kernel)) as bridge:
         remote = bridge._connection.remote
-        remote.mark_lost(remote.info)
+        remote.mark_lost(remote.greeting)
         with stopped(kernel):
             calls = [asyncio.ensure_future(call) for call in (bridge.run("1"), bridge.push(x=1))]
             await until(lambda: bool(bridge._transport.dispatcher.pending))
