@@ -40,9 +40,6 @@ from bridgehead._transports.tasks import waited
 
 # Takes each chunk of a response that comes ahead of the reply; see ``Dispatcher.request``.
 ChunkHandler = Callable[[asyncio.Future[Reply], Any, list[Any]], object]
-REST_LOST = (
-    "the request ran, but the kernel no longer has the rest of its response; pull the value again"
-)
 CHUNKS_IN_FLIGHT = 3  # enough to hide the round trip; a fourth only took memory (measured)
 
 
@@ -241,7 +238,10 @@ class Lane(ABC):
             try:
                 yield
             except (KernelRestarted, IntegrityError, SubshellDeleted) as error:
-                raise ReplyLost(REST_LOST) from error
+                raise ReplyLost(
+                    "the request ran, but the kernel no longer has the rest of its response; pull "
+                    "the value again"
+                ) from error
 
 
 class MessageLane(Lane):
