@@ -74,15 +74,8 @@ class Transport(ABC):
         self.unreadable = 0  # messages that could not be read
         self.life: KernelState = KernelState(self.timings)
         self.tasks: Tasks = Tasks()
-        self.dispatcher: Dispatcher = Dispatcher(
-            self.life,
-            # A lambda looks up ``send`` for each message: tests replace it.
-            send=lambda *message: self.send(*message),
-            message=self.message,
-            spawn=self.spawn,
-            nudge=self.nudge,
-            control=self.capabilities.has_control,
-        )
+        has_control = self.capabilities.has_control
+        self.dispatcher: Dispatcher = Dispatcher(self.life, self, control=has_control)
         self._closing: asyncio.Future[None] | None = None
         self._restart: asyncio.Task[None] | None = None
 

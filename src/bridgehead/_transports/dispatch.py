@@ -1,7 +1,7 @@
 """The dispatcher: requests to one kernel, and its messages.
 
-Rule: how a request is sent, and the routing of the messages that arrive. The dispatcher gets a
-function that sends and the kernel's state when it is made; it knows no connection.
+Rule: how a request is sent, and the routing of the messages that arrive. The dispatcher gets
+what sends and the kernel's state when it is made; it knows no connection.
 
 Laws of the dispatcher, each of which was broken once and cost messages:
 
@@ -24,7 +24,7 @@ import asyncio
 import contextlib
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bridgehead._errors import (
@@ -42,6 +42,7 @@ from bridgehead._transports.request_table import (
     NO_HANDLERS,
     WINDOW,
     Handlers,
+    MessageWay,
     Reply,
     RequestTable,
 )
@@ -66,23 +67,12 @@ class Reconnected(TransportError):
 class Dispatcher(RequestTable):
     """The requests to one kernel, and the messages that it sends.
 
-    ``send`` sends a message, ``message`` makes a new one, and ``spawn`` runs a task for as long as
-    the transport lives. ``nudge`` makes a kernel read messages that it has missed. ``control`` says
-    whether the kernel has a control channel, which answers while a cell runs.
+    ``control`` says whether the kernel has a control channel, which answers while a cell runs.
     """
 
-    def __init__(
-        self,
-        life: KernelState,
-        *,
-        send: Callable[[str, dict[str, Any], Sequence[Any]], Awaitable[None]],
-        message: Callable[[str, dict[str, Any]], dict[str, Any]],
-        spawn: Callable[[Coroutine[Any, Any, None]], object],
-        nudge: Callable[[], Coroutine[Any, Any, None]],
-        control: bool = True,
-    ) -> None:
-        super().__init__(life, send, message)
-        self.inquiry: Inquiry = Inquiry(self, spawn, nudge, control=control)
+    def __init__(self, life: KernelState, way: MessageWay, *, control: bool) -> None:
+        super().__init__(life, way)
+        self.inquiry: Inquiry = Inquiry(self, control=control)
         self.late: int = 0  # replies without a waiting request
         self.retries: int = 0  # of requests that were aborted, or whose connection broke
         self._waiting = 0  # requests that are not sent yet, for a slot or the connection
@@ -119,7 +109,7 @@ class Dispatcher(RequestTable):
             try:
                 with self._unsent():
                     await window.take(generation)
-                    message = self.message("execute_request", content)
+                    message = self.way.message("execute_request", content)
                     if subshell is not None:
                         message["header"]["subshell_id"] = subshell
                     pending = await self.put(
@@ -188,7 +178,7 @@ class Dispatcher(RequestTable):
             BridgeError: the kernel or the connection ended meanwhile.
         """
         with self._unsent():
-            pending = await self.put("control", self.message(message_type, content))
+            pending = await self.put("control", self.way.message(message_type, content))
         try:
             if patience is None:
                 self.inquiry.expect_reply(pending)
@@ -200,7 +190,7 @@ class Dispatcher(RequestTable):
 
     async def answer(self, text: str) -> None:
         """Answer the question for input that the kernel has asked."""
-        await self._send("stdin", self.message("input_reply", {"value": text}), ())
+        await self.way.send("stdin", self.way.message("input_reply", {"value": text}), ())
 
     def messages(self) -> Messages:
         """Return a stream of all messages on iopub from now on."""

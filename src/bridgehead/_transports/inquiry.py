@@ -18,9 +18,8 @@ import contextlib
 import copy
 from asyncio import FIRST_COMPLETED as FIRST
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any
 
 from bridgehead._errors import BridgeError, KernelUnresponsive, ReplyLost
 from bridgehead._transports.request_table import CONTROL, INPUT, Pending, RequestTable
@@ -45,16 +44,9 @@ class Inquiry:
         questions: the ids of the latest questions; no stream shows their messages.
     """
 
-    def __init__(
-        self,
-        table: RequestTable,
-        spawn: Callable[[Coroutine[Any, Any, None]], object],
-        nudge: Callable[[], Coroutine[Any, Any, None]],
-        *,
-        control: bool,
-    ) -> None:
-        self._table, self._life, self._spawn = table, table.life, spawn
-        self._nudge, self._has_control = nudge, control
+    def __init__(self, table: RequestTable, *, control: bool) -> None:
+        self._table, self._life, self._way = table, table.life, table.way
+        self._has_control = control
         self._nudge_after = 0.0  # the loop's time, for a kernel that does not say that it is idle
         self.may_be_slow: bool = False
         self.questions: deque[str] = deque(maxlen=REMEMBERED)
@@ -91,7 +83,7 @@ class Inquiry:
         if one_at_a_time and (self._life.said_idle or (unanswered and now >= self._nudge_after)):
             # What it says may be lost. While a cell runs, each nudge takes memory in the kernel.
             self._nudge_after = now + timings.lost_after
-            self._spawn(self._nudge())
+            self._way.spawn(self._way.nudge())
         if not unanswered:
             return
         for pending in unanswered:
@@ -110,7 +102,7 @@ class Inquiry:
         # An unresponsive kernel is asked on control only.
         if route not in self._open and (route in (CONTROL, SIGN) or not self._life.is_unresponsive):
             self._open.add(route)
-            self._spawn(self._inquire(route))
+            self._way.spawn(self._inquire(route))
 
     # ------------------------------------------------------------ questions
 
@@ -119,7 +111,7 @@ class Inquiry:
         """Ask a question on a route; after the block, its answer is not waited for any more."""
         table = self._table
         content = {"allow_stdin": True} if route == INPUT else {}
-        message = table.message("kernel_info_request", content)
+        message = self._way.message("kernel_info_request", content)
         if route not in (None, INPUT, CONTROL):
             message["header"]["subshell_id"] = route
         self.questions.append(message["header"]["msg_id"])

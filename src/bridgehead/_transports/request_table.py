@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from bridgehead._errors import BridgeError
 from bridgehead._transports.messages import Message
@@ -134,10 +134,24 @@ class Window:
                 self.taken += 1
 
 
+class MessageWay(Protocol):
+    """The way of messages to one kernel, which the table, the dispatcher and the inquiry share."""
+
+    def message(self, message_type: str, content: dict[str, Any]) -> dict[str, Any]:
+        """Make a new message."""
+
+    async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
+        """Send a message."""
+
+    async def nudge(self) -> None:
+        """Make the kernel read messages that it has missed."""
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> object:
+        """Run a task for as long as the transport lives."""
+
+
 class RequestTable:
     """The requests in flight to one kernel.
-
-    ``send`` sends a message, and ``message`` makes a new one.
 
     Attributes:
         window: the slots for requests to the main thread.
@@ -146,15 +160,9 @@ class RequestTable:
         arrived: the number of messages that arrived, by channel.
     """
 
-    def __init__(
-        self,
-        life: KernelState,
-        send: Callable[[str, dict[str, Any], Sequence[Any]], Awaitable[None]],
-        message: Callable[[str, dict[str, Any]], dict[str, Any]],
-    ) -> None:
+    def __init__(self, life: KernelState, way: MessageWay) -> None:
         self.life: KernelState = life
-        self.message: Callable[[str, dict[str, Any]], dict[str, Any]] = message
-        self._send = send
+        self.way: MessageWay = way
         self.window: Window = Window(life, WINDOW)
         self.subshell_window: Window = Window(life, WINDOW)
         self.pending: dict[str, Pending] = {}
@@ -183,7 +191,7 @@ class RequestTable:
             self._listening[pending.id] = pending
         self.pending[pending.id] = pending
         try:
-            await self._send(channel, message, buffers)
+            await self.way.send(channel, message, buffers)
         except BaseException:
             self._listening.pop(pending.id, None)
             self.forget(pending.id)

@@ -143,8 +143,8 @@ async def test_a_cancel_that_is_lost_with_the_connection_comes_over_the_next_one
 ) -> None:
     """J6. The cancelled task stayed in the kernel, with its outcome, while the bridge lived."""
     async with cuttable(tmp_path, lane="buffers") as (bridge, cuts):
-        dispatcher = bridge._transport.dispatcher
-        send, lost = dispatcher._send, []
+        transport = bridge._transport
+        send, lost = transport.send, []
 
         async def lose(channel: str, *message: Any) -> None:
             if channel == "control" and not lost:
@@ -155,7 +155,7 @@ async def test_a_cancel_that_is_lost_with_the_connection_comes_over_the_next_one
 
         task = bridge.submit(asyncio.sleep, 1000)
         await until(lambda: bridge.stats.tasks == 1)
-        monkeypatch.setattr(dispatcher, "_send", lose)
+        monkeypatch.setattr(transport, "send", lose)
         task.cancel()
         await until(lambda: bool(lost))
         await calls_go_on(bridge)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -34,18 +34,14 @@ class Kernel:
         self.nudges = 0
         self.tasks: set[asyncio.Task[None]] = set()
         self.life = KernelState(timings)
-        self.dispatcher = Dispatcher(
-            self.life,
-            send=self.send,
-            message=self.message,
-            spawn=lambda work: self.tasks.add(asyncio.ensure_future(work)),
-            nudge=self.nudge,
-            control=control,
-        )
+        self.dispatcher = Dispatcher(self.life, self, control=control)
         self._count = 0
 
     async def nudge(self) -> None:
         self.nudges += 1
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self.tasks.add(asyncio.ensure_future(work))
 
     def message(self, message_type: str, content: dict[str, Any]) -> dict[str, Any]:
         self._count += 1
