@@ -150,23 +150,22 @@ class Installation:
 
     async def install(self) -> None:
         """Do the handshake, unless the remote part is known to be installed."""
+        life = self._transport.life
         async with self._installing:
             if self.is_current:
                 return
-            generation = self._transport.life.generation
+            generation = life.generation
             greeting = await self._handshake.greet()
             before, lost = getattr(self, "greeting", None), self.generation == LOST
             if before is not None and isinstance(before.lane, DirectLane):
                 before.lane.client.close()
             trust = self._trust  # another process may answer than at the last handshake
             trust.decide(greeting.proven, greeting.unproven, self._transport.own)
-            self._transport.life.trust = trust.name
+            life.trust = trust.name
             info = replace(greeting.info, trust=trust.name, why_trust=trust.why)
             self.greeting = replace(greeting, info=info)
             self.lane = lane = greeting.lane
-            self._transport.life.side_channel = (
-                lane.client if isinstance(lane, DirectLane) else None
-            )
+            life.side_channel = lane.client if isinstance(lane, DirectLane) else None
             self.generation = generation
             self._log(info)
             self._restarts += not self._is_same(before, lost)
@@ -176,7 +175,7 @@ class Installation:
                 # When a connection breaks, the transport ends the listeners of all resources. If
                 # none broke, the resources ended with the remote part: end their listeners here.
                 if lost:
-                    for listener in list(self._transport.life.listeners.values()):
+                    for listener in list(life.listeners.values()):
                         listener.end()
             for orphan in greeting.orphans:
                 self._transport.spawn(self._subshell.delete(orphan))

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from bridgehead._connection.call import PUBLIC_NAMES, Call
@@ -21,6 +22,7 @@ T = TypeVar("T")
 log = logging.getLogger("bridgehead")
 
 
+@dataclass(slots=True, eq=False)
 class Counters:
     """What a connection counts from its beginning on.
 
@@ -30,13 +32,10 @@ class Counters:
         retries: of requests that had not run; see ``dispatch`` for more of them.
     """
 
-    __slots__ = ("operations", "received", "retries", "sent")
-
-    def __init__(self) -> None:
-        self.operations: int = 0
-        self.sent: int = 0
-        self.received: int = 0
-        self.retries: int = 0
+    operations: int = 0
+    sent: int = 0
+    received: int = 0
+    retries: int = 0
 
 
 def recorded(

@@ -451,11 +451,12 @@ class MessageLane(Lane):
         return response
 
 
-def _raise_first(done: set[asyncio.Task[None]]) -> None:
-    """Raise the first failure of several tasks, with the exceptions of all of them retrieved."""
-    errors = [error for task in done if (error := task.exception()) is not None]
-    if errors:
-        raise errors[0]
+async def _finish_one(running: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
+    """Wait until a task has ended, and return those that have not; raise why a task failed."""
+    done, others = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+    return others
 
 
 async def _in_flight(jobs: Iterable[Coroutine[Any, Any, None]]) -> None:
@@ -466,11 +467,9 @@ async def _in_flight(jobs: Iterable[Coroutine[Any, Any, None]]) -> None:
             running.add(asyncio.create_task(job))
             await asyncio.sleep(0)  # the loop takes other turns between the messages of two chunks
             if len(running) >= CHUNKS_IN_FLIGHT:
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                _raise_first(done)
+                running = await _finish_one(running)
         while running:
-            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            _raise_first(done)
+            running = await _finish_one(running)
     finally:
         for task in running:
             task.cancel()
