@@ -133,9 +133,8 @@ class DirectLane(Lane):
 
     async def carry_now(self, request: Request) -> Response:
         """Have the socket thread serve a request; see ``carry``."""
-        header = request.header
         try:
-            reply = await self._send(request, header)
+            reply = await self._send(request, request.header)
         except SocketLost:
             await self._raise_lost()
         if reply is None:

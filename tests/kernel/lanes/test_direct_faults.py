@@ -25,7 +25,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridgehead import Bridge, BridgeError, NotSupported, RemoteError, RequestAborted
+from bridgehead import (
+    Bridge,
+    BridgeError,
+    KernelRestarted,
+    NotSupported,
+    RemoteError,
+    ReplyLost,
+    RequestAborted,
+)
 from bridgehead._connection.connection import LOSSES
 from bridgehead._lanes import handshake as _handshake
 from bridgehead._lanes.direct import DirectLane
@@ -676,3 +684,24 @@ async def test_a_stopped_kernel_does_cancelled_operations_before_later_ones(live
         assert await live.pull("x") == n
         await asyncio.sleep(0.05)
         assert await live.pull("x") == n
+
+
+async def test_a_restart_while_the_rest_of_a_value_is_fetched_is_reported_once(
+    live: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The value has been evaluated, so the call is not one that may be sent again."""
+    transport = live._transport
+    assert await live.pull("6 * 7") == 42
+
+    async def restarted(lane: DirectLane, header: Any) -> Any:
+        monkeypatch.undo()
+        waiter = transport.life.waiter()  # as of a reply that the thread has not sent
+        await transport.restart(60)
+        return await waiter
+
+    monkeypatch.setattr(DirectLane, "_ask", restarted)
+    with pytest.raises(ReplyLost, match="no longer has the rest of its response"):
+        await live.pull("bytes(5_000_000)")
+    with pytest.raises(KernelRestarted, match="its namespace is new"):
+        await live.pull("6 * 7")
+    assert await live.pull("6 * 7") == 42
