@@ -258,11 +258,10 @@ class CellOutputs(OutputListener):
         self.flush()
         merged: list[dict[str, Any]] = []
         for stream, outputs in groupby(self._outputs, _stream):
-            parts = [{key: one[key] for key in one if key != "transient"} for one in outputs]
-            if stream is None:
-                merged += parts
-            else:
-                merged.append({**parts[0], "text": "".join(part["text"] for part in parts)})
+            parts = list(outputs)
+            if stream is not None:
+                parts = [{**parts[0], "text": "".join(part["text"] for part in parts)}]
+            merged += [{key: one[key] for key in one if key != "transient"} for one in parts]
         out, err = (
             "".join(one["text"] for one in merged if _stream(one) == name)
             for name in ("stdout", "stderr")

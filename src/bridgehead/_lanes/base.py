@@ -473,4 +473,5 @@ async def _in_flight(jobs: Iterable[Coroutine[Any, Any, None]]) -> None:
     finally:
         for task in running:
             task.cancel()
+        # Wait for them all, and retrieve their exceptions: more than one may have failed.
         await asyncio.gather(*running, return_exceptions=True)
