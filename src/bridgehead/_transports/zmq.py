@@ -303,13 +303,16 @@ class ZmqTransport(Transport):
     async def _wait_for_iopub(self) -> None:
         """Wait until the iopub subscription works: until then the outputs of cells would be lost.
 
-        The subscription takes a moment to arrive, and nothing confirms it but a message.
+        The subscription takes a moment to arrive, and nothing confirms it but a message. The
+        connection may be that of other bridges, and be gone.
         """
         for _ in range(20):
             if self._iopub_seen.is_set():
                 return
             with contextlib.suppress(TransportError, TimeoutError):
                 await self.dispatcher.control("kernel_info_request", {}, self.timings.iopub_message)
+                if self._iopub is not None:
+                    self._iopub.note_reply()
             async with waited(self.timings.iopub_message):
                 await self._iopub_seen.wait()
 

@@ -108,7 +108,7 @@ class IopubSocket:
         self.subscription.widen()
 
     def note_reply(self) -> None:
-        """Note a reply on shell. A kernel publishes the beginning and the end of each request.
+        """Note a reply. A kernel publishes the beginning and the end of each request.
 
         If nothing came for seconds, the connection is gone, which no event reports.
         """

@@ -239,6 +239,16 @@ async def test_a_connection_that_libzmq_gives_up_is_made_again(
         assert bridge.state == "idle"
 
 
+@pytest.mark.timings(iopub_silence=0.3)
+async def test_opening_makes_a_dead_connection_for_outputs_again(tmp_path: Path) -> None:
+    """J6. It is shared with another bridge, which has not noticed."""
+    async with cuttable(tmp_path) as (_, cuts):
+        cuts.exhaust_memory("iopub")
+        await until(lambda: not cuts._to_bridge["iopub"])
+        async with Bridge.attach(cuts.connection_file) as bridge:
+            assert (await bridge.run("print('first')")).stdout == "first\n"
+
+
 CLIENT = """
 import asyncio, os, resource, sys
 from bridgehead import Bridge, KernelUnresponsive, OutcomeUnknown
