@@ -6,12 +6,9 @@ shares a kernel within a module gives every test an empty namespace.
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import itertools
 import json
 import os
-import random
 import signal
 import socket
 import sys
@@ -28,6 +25,7 @@ from jupyter_client.manager import KernelManager
 from jupyter_client.provisioning import local_provisioner
 
 from bridgehead import Bridge
+from bridgehead._kernels.reserved_ports import CAN_RESERVE, reserved_port
 from bridgehead._shipped.wire.segments import Pool
 from bridgehead._transports.base import Transport
 from bridgehead._transports.timings import Timings
@@ -126,35 +124,34 @@ def jupyter_folders() -> Iterator[Path]:
         # within 0.02 s.
         patch.setattr(KernelManager._async_wait, "__defaults__", (0.01,))
         patch.setattr(KernelManager._async_finish_shutdown, "__defaults__", (None, 0.01, False))
-        patch.setattr(LocalPortCache, "find_available_port", port_finder())
         for name in ("run", "data", "config", "ipython"):
             (root / name).mkdir(mode=0o700)
         yield root
         patch.undo()
 
 
-def port_finder() -> Callable[[LocalPortCache, str], int]:
-    """Return what finds ports for kernels on TCP, which nothing else takes before they listen.
-
-    jupyter_client takes the port that the system would give to the next socket. Until the kernel
-    listens, any connection of another worker may get it; one kernel in some thousands then ended
-    with "Address already in use". These ports the system gives to no socket, and each worker has
-    its own.
-    """
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    first = 10_000 + 2_000 * (worker % 11)
-    ports = list(range(first, first + 2_000))
-    random.Random(os.getpid()).shuffle(ports)  # another run of the tests may be at work
-    following = itertools.cycle(ports)
+@pytest.fixture(scope="session", autouse=True)
+def reserved_ports() -> Iterator[None]:
+    """Have jupyter_client, too, choose ports for kernels that nothing takes before they listen."""
+    held: dict[int, socket.socket] = {}
 
     def find(_: LocalPortCache, ip: str) -> int:
-        while True:
-            port = next(following)
-            with socket.socket() as probe, contextlib.suppress(OSError):
-                probe.bind((ip, port))
-                return port
+        holder = reserved_port(ip)
+        port: int = holder.getsockname()[1]
+        held[port] = holder
+        return port
 
-    return find
+    def give_back(_: LocalPortCache, port: int) -> None:
+        if port in held:
+            held.pop(port).close()
+
+    with pytest.MonkeyPatch.context() as patch:
+        if CAN_RESERVE:
+            patch.setattr(LocalPortCache, "find_available_port", find)
+            patch.setattr(LocalPortCache, "return_port", give_back)
+        yield
+    for holder in held.values():
+        holder.close()
 
 
 @pytest.fixture(autouse=True)

@@ -11,5 +11,6 @@ It knows nothing of the remote part and sends no request to it.
 - ``jupyter_servers``: connects to a kernel behind a Jupyter server; ``server_wait`` waits for one.
 - ``descriptors``: whether this process may open what a connection takes.
 - ``listeners``: which process listens on a port of this machine.
+- ``reserved_ports``: TCP ports that no other program takes before a kernel listens there.
 - ``security``: refuses insecure connections, before a socket is opened.
 """

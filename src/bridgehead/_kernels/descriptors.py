@@ -12,7 +12,7 @@ import os
 from bridgehead._errors import NotSent
 from bridgehead._shipped.wire.limits import descriptor_limit
 
-ATTACHED, LAUNCHED = 20, 28  # what a connection to a kernel takes, with some in reserve (measured)
+ATTACHED, LAUNCHED = 20, 33  # what a connection to a kernel takes, with some in reserve (measured)
 
 
 def check_descriptors(needed: int) -> None:

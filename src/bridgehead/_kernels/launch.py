@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import zmq.asyncio
+from jupyter_client.connect import port_names
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
@@ -30,6 +31,7 @@ from traitlets import TraitError
 from bridgehead._errors import KernelNotFound, NotSupported
 from bridgehead._kernels.descriptors import LAUNCHED, check_descriptors
 from bridgehead._kernels.launch_folder import LaunchFolder, is_of_running_kernel, sweep
+from bridgehead._kernels.reserved_ports import CAN_RESERVE, reserved_port
 from bridgehead._kernels.security import checked
 from bridgehead._transports.process import KernelProcess, checked_limits, limited
 from bridgehead._transports.tasks import finish, noted_on
@@ -63,12 +65,12 @@ async def launch(
         output = subprocess.DEVNULL if log is None else log
         plan.options.update(stdout=output, stderr=output)
     if limits and not issubclass(plan.provisioner, LocalProvisioner):
-        plan.folder.remove()
+        plan.clean()
         kind = plan.provisioner.__name__
         raise NotSupported(
             f"limits= needs a process on this machine, not {kind}'s; nothing was started"
         )
-    process = KernelProcess(plan.manager, ZmqTransport.timings, log, plan.folder.remove, limits)
+    process = KernelProcess(plan.manager, ZmqTransport.timings, log, plan.clean, limits)
     transport = await spawned(process, plan.options, encryption, insecure)
     try:
         await transport.open(timeout, timeout)
@@ -98,12 +100,14 @@ class Plan:
         manager: its manager, which has started nothing yet.
         provisioner: the class that will start it.
         folder: the private folder beside its connection file.
+        ports: its TCP ports, reserved until this is closed.
         options: for ``manager.start_kernel``.
     """
 
     manager: AsyncKernelManager
     provisioner: type[KernelProvisionerBase]
     folder: LaunchFolder
+    ports: contextlib.ExitStack
     options: dict[str, Any]
 
     @classmethod
@@ -137,7 +141,25 @@ class Plan:
         manager.connection_file = str(file)
         if not encryption and _takes_ipc(spec, provisioner) and folder.takes_sockets():
             manager.transport, manager.ip = "ipc", folder.ip
-        return cls(manager, provisioner, folder, options)
+        plan = cls(manager, provisioner, folder, contextlib.ExitStack(), options)
+        if manager.transport == "tcp" and provisioner is LocalProvisioner and CAN_RESERVE:
+            try:
+                plan._reserve_ports()
+            except BaseException:
+                plan.clean()
+                raise
+        return plan
+
+    def _reserve_ports(self) -> None:
+        self.manager.cache_ports = False  # else it chooses others
+        for name in port_names:
+            port = self.ports.enter_context(reserved_port(self.manager.ip)).getsockname()[1]
+            setattr(self.manager, name, port)
+
+    def clean(self) -> None:
+        """Remove what the manager does not, after the kernel's end."""
+        self.ports.close()
+        self.folder.remove()
 
 
 def environment(

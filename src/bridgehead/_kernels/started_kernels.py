@@ -130,16 +130,17 @@ async def start(
     """
     plan = Plan.make(kernel_name, connection_file, environment({}), cwd, encryption)
     if plan.provisioner is not LocalProvisioner:
-        plan.folder.remove()
+        plan.clean()
         raise NotSupported(
             f"{plan.provisioner.__name__} starts the kernel {kernel_name!r}, and may end it with "
             "this program; only a kernel that jupyter_client itself starts here can stay"
         )
     new = _NewKernel(plan.manager, plan.folder, plan.options, _absolute(cwd), encryption)
-    async with new:
-        await new.begin()
-        await new.answer(timeout)
-        new.leave()
+    with plan.ports:
+        async with new:
+            await new.begin()
+            await new.answer(timeout)
+            new.leave()
     return new.file, new.pid
 
 

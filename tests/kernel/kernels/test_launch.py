@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,11 +20,15 @@ from typing import Any
 import anyio
 import psutil
 import pytest
+from jupyter_client.connect import port_names
+from jupyter_client.provisioning import local_provisioner
 
 import bridgehead
 from bridgehead import Bridge, KernelDied, KernelNotFound, NotSupported, RemoteError, SyncBridge
+from bridgehead._kernels import started_kernels
 from bridgehead._kernels.discovery import kernels
 from bridgehead._kernels.launch_folder import STARTER, sweep
+from bridgehead._kernels.reserved_ports import CAN_RESERVE
 from support.kit import reported_within
 from support.listing import listed
 from support.other_user import NOBODY, needs_other_user
@@ -33,6 +38,10 @@ LIMITS = (  # of the kernel's process
     "[__import__('resource').getrlimit(getattr(__import__('resource'), 'RLIMIT_' + name)) "
     "for name in ('AS', 'CPU')]"
 )
+
+
+TOO_LONG = "k" * 100  # the name of a connection file, for a socket beside it: its kernel gets TCP
+needs_reserved_ports = pytest.mark.skipif(not CAN_RESERVE, reason="Linux can reserve ports")
 
 
 def alive(pid: int) -> bool:
@@ -199,7 +208,7 @@ async def test_launch_with_a_chosen_connection_file(
     "name",
     [
         pytest.param("kernel.json", id="ipc"),
-        pytest.param(f"{'k' * 100}.json", marks=pytest.mark.slow, id="tcp"),
+        pytest.param(f"{TOO_LONG}.json", marks=pytest.mark.slow, id="tcp"),
     ],
 )
 async def test_the_connection_file_of_a_kernel_that_runs_is_not_replaced(
@@ -451,6 +460,59 @@ async def test_the_error_of_a_kernel_that_exits_at_once_quotes_its_log(
         await Bridge.launch(kernelspec("expired", [sys.executable, "-c", code]))
     assert caught.value.exit_code == 1
     assert os.listdir(os.environ[RUNTIME]) == []
+
+
+@pytest.fixture
+def ports_taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Have another program ask for the ports of a kernel before it starts; give those it got."""
+    launch_kernel: Callable[..., subprocess.Popen[bytes]] = local_provisioner.launch_kernel
+    got: list[str] = []
+    with contextlib.ExitStack() as stack:
+
+        def launch_late(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+            info = json.loads(Path(command[-1]).read_text())
+            for name in port_names:
+                other = stack.enter_context(socket.socket())
+                with contextlib.suppress(OSError):
+                    other.bind((info["ip"], info[name]))
+                    other.listen()
+                    got.append(name)
+            kernel = launch_kernel(command, **options)
+            stack.callback(kernel.wait)
+            return kernel
+
+        monkeypatch.setattr(local_provisioner, "launch_kernel", launch_late)
+        yield got
+
+
+@needs_reserved_ports
+async def test_no_program_takes_a_port_before_the_kernel_has_it(
+    short_path: Path, ports_taken: list[str]
+) -> None:
+    async with Bridge.launch(connection_file=short_path / TOO_LONG) as bridge:
+        assert bridge.info.transport == "tcp"
+        assert (await bridge.run("print('first')")).stdout == "first\n"
+        await bridge.restart()
+        assert (await bridge.run("print('second')")).stdout == "second\n"
+        assert ports_taken == []
+    assert os.listdir(short_path) == []
+
+
+@needs_reserved_ports
+async def test_a_kernel_that_is_left_running_has_its_ports(
+    short_path: Path, ports_taken: list[str]
+) -> None:
+    file, pid = await started_kernels.start(
+        "python3",
+        connection_file=str(short_path / TOO_LONG),
+        cwd=None,
+        encryption=False,
+        timeout=60,
+    )
+    kernel = started_kernels.started(file)
+    assert (kernel.process.pid, ports_taken) == (pid, [])
+    await started_kernels.stop(kernel)
+    assert os.listdir(short_path) == []
 
 
 async def test_cancelling_a_launch_leaves_nothing(kernelspec: Callable[..., str]) -> None:

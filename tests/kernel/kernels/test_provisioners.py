@@ -41,18 +41,15 @@ pytestmark = pytest.mark.real_start
 
 # Stands for another machine, as far as the provisioner knows.
 NODE = """
-import json, os, random, secrets, socket, subprocess, sys, tempfile
+import json, os, secrets, socket, subprocess, sys, tempfile
 ip = sys.argv[1]
 
 def bound():
-    # A port that no other program gets without asking for it: the kernel binds it a moment later.
-    while True:
-        one = socket.socket()
-        try:
-            one.bind((ip, random.randrange(10_000, 32_000)))
-            return one
-        except OSError:
-            one.close()
+    # Its port is reserved, as by ``reserved_ports``: the kernel binds it a moment later.
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    one.bind((ip, 0))
+    return one
 
 with tempfile.TemporaryDirectory() as disk:
     for line in sys.stdin:
@@ -62,8 +59,6 @@ with tempfile.TemporaryDirectory() as disk:
             sockets = [bound() for _ in range(5)]
             names = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
             info = dict(zip(names, (one.getsockname()[1] for one in sockets)))
-            for one in sockets:
-                one.close()
             info.update(ip=ip, transport="tcp", key=secrets.token_hex(), kernel_name="")
             info.update(signature_scheme="hmac-sha256")
             file = os.path.join(disk, "connection.json")
