@@ -430,3 +430,27 @@ async def test_the_outputs_of_an_async_function_outlive_a_broken_connection(
     await bridge.push(go=True)
     assert await task == "done"
     assert "".join(seen) == "before\nafter\n"
+
+
+async def test_a_connection_that_breaks_before_the_server_reads_it_holds_up_no_client(
+    wired: tuple[Bridge, Wire, str],
+) -> None:
+    """The server first waits for the kernel, and takes what it then reads for something else.
+
+    It computed for 23 s for each message that it found on a connection which another one replaced.
+    """
+    bridge, wire, server = wired
+    await bridge.push(x=1)
+    os.kill(bridge.info.pid, signal.SIGSTOP)
+    try:
+        for _ in range(3):
+            opened = wire.opened
+            wire.cut()
+            # One request, and then the websocket; both ends of it work, except for the server.
+            await until(lambda: wire.opened == opened + 2)
+            await asyncio.sleep(0.2)  # a message would be sent at once
+    finally:
+        os.kill(bridge.info.pid, signal.SIGCONT)
+    async with reported_within(1):
+        assert await bridge.pull("x") == 1
+        assert await names_in(server, bridge) == ["x"]

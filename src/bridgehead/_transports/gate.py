@@ -49,11 +49,15 @@ class Gate:
             self.process = None
 
     def asked(self, question: str) -> None:
-        """Note that a question was sent, by its message id.
-
-        If none is answered for ``lost_after``, what waits fails with ``KernelUnresponsive``.
-        """
+        """Note that a question was sent, by its message id."""
         self._questions.add(question)
+        self.expect_answer()
+
+    def expect_answer(self) -> None:
+        """Have what waits fail with ``KernelUnresponsive`` if nothing answers for ``lost_after``.
+
+        A question may still have to be sent.
+        """
         # The caller's own timeout holds for a process that is starting.
         has_none = self._life.state in ("starting", "closed")
         if not (self.is_open or self._deadline or has_none):

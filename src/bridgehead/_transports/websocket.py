@@ -17,6 +17,11 @@ Facts this file rests on, measured with Jupyter Server 2.21 and Kernel Gateway 3
 - The kernel may be restarted while no client is connected, and the server says nothing of it: of
   40 cells that waited for the connection, 40 ran in the new process. So nothing is sent to shell
   over a new connection before the kernel has answered on control.
+- The server reads nothing of a new connection until its own question to the kernel is answered. If
+  the connection is replaced before that, the server then takes what it reads of the old one for
+  messages of the other subprotocol, and computes for 23 s for each, while it serves no client. A
+  ping is no message. So nothing else is sent over a new connection before the server has answered
+  one.
 - No heartbeat reaches the client, and no pending request fails when the kernel dies. The control
   channel answers while a cell runs, and each process of a kernel has a session of its own.
 """
@@ -106,6 +111,7 @@ class WebsocketTransport(Transport):
         self._session = uuid.uuid4().hex
         self._subprotocol = BINARY
         self._socket: _CountingConnection | None = None
+        self._is_read = False  # by the server
         self._gate = Gate(self.life)  # also shut while the server starts another process
         self._asking: asyncio.Task[None] | None = None
         self._restarting = False
@@ -256,7 +262,7 @@ class WebsocketTransport(Transport):
         identity, generation = message["header"]["msg_id"], self.life.generation
         gate = self._gate
         asks = channel == "control" and message["header"]["msg_type"] == "kernel_info_request"
-        while (socket := self._socket) is None or not (asks or gate.is_open):
+        while (socket := self._socket) is None or not (self._is_read and (asks or gate.is_open)):
             if self.life.is_unresponsive and not asks:
                 self.life.check_responsive()
             await gate.wait(identity)
@@ -275,8 +281,10 @@ class WebsocketTransport(Transport):
         """Read from one connection after another, for as long as the transport lives."""
         while True:
             guard = self.spawn(_abort_if_still(socket, self.timings))
+            waiting = self.spawn(self._until_it_is_read(socket))
             await self._read(socket)
             guard.cancel()
+            waiting.cancel()
             received = socket.protocol.close_rcvd  # None if this end closed, or no end did
             lost = self._disconnected(None if received is None else int(received.code))
             another = await self._reconnect(_why(socket))
@@ -284,8 +292,19 @@ class WebsocketTransport(Transport):
                 return
             self._socket = socket = another
             self._subprotocol = _subprotocol_of(socket)
-            self._gate.wake()
             self.spawn(self._resume(lost))
+
+    async def _until_it_is_read(self, socket: _CountingConnection) -> None:
+        """Let messages pass when the server reads what comes over this connection."""
+        self._gate.expect_answer()
+        with contextlib.suppress(TimeoutError):  # a proxy may answer no ping
+            async with asyncio.timeout(self.timings.websocket_open):
+                try:
+                    await (await socket.ping())
+                except ConnectionClosed:
+                    return
+        self._is_read = True
+        self._gate.wake()
 
     async def _read(self, socket: _CountingConnection) -> None:
         """Handle the messages that arrive, until the connection is closed."""
@@ -330,7 +349,7 @@ class WebsocketTransport(Transport):
 
     def _disconnected(self, code: int | None) -> list[Pending]:
         """Record that the connection is down, and return the requests that were sent over it."""
-        self._socket = None
+        self._socket, self._is_read = None, False
         self._gate.shut()
         unsent = self._gate.waiting
         lost = [one for one in self.dispatcher.pending.values() if one.id not in unsent]
