@@ -305,10 +305,9 @@ class PendingCalls(RemoteResource):
             outcome = self._function(*args, **kwargs)
             if inspect.isawaitable(outcome):
                 await outcome
-        except GeneratorExit:  # the loop has ended, and drops this task
-            raise
         except BaseException as error:  # ``pytest.fail`` raises one; the calls behind it go on
-            if task is not None and task.cancelling():
+            is_dropped = task is not asyncio.current_task(self.loop)  # the loop has ended
+            if is_dropped or (task is not None and task.cancelling()):
                 raise
             self.failed += 1
             log.exception("a callback raised")

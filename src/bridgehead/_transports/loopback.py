@@ -110,6 +110,7 @@ class LoopbackTransport(Transport):
     def _end_thread(self) -> None:
         self._put(None)
         self._cell.answers.put(END_OF_INPUT)
+        self._cell.leave()  # a cell may wait for room of a callback
         timings = self.timings
         self._thread.join(timings.busy_thread if self._cell.serving else timings.idle_thread)
 
@@ -124,7 +125,7 @@ class LoopbackTransport(Transport):
             cell.serving = True
             self._answer(cell, request)
             cell.serving = False
-        cell.leave()
+        cell.leave()  # what came behind a cell is served before this, and may have entered again
 
     def _answer(self, cell: LoopbackKernel, request: dict[str, Any]) -> None:
         cell.emit("iopub", "status", {"execution_state": "busy"}, request)

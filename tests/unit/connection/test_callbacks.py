@@ -159,22 +159,23 @@ class Stop(BaseException):
 
 
 @pytest.mark.parametrize("options", [(), (3, "wait")])
+@pytest.mark.parametrize("kind", [Stop, GeneratorExit])
 async def test_the_calls_go_on_whatever_one_raises(
-    loopback: Bridge, caplog: pytest.LogCaptureFixture, options: Any
+    loopback: Bridge, caplog: pytest.LogCaptureFixture, options: Any, kind: type[BaseException]
 ) -> None:
     seen: list[int] = []
 
     def note(step: int) -> None:
         seen.append(step)
         if step % 2:
-            raise Stop(f"step {step}")
+            raise kind(f"step {step}")
 
     report = loopback.callback(note, *options)
     async with asyncio.timeout(30):
         await loopback.call(call_each, report, range(20))
     await until(lambda: len(seen) == 20)
     await until(lambda: report.failed == 10)
-    assert "Stop: step 19" in caplog.text
+    assert f"{kind.__name__}: step 19" in caplog.text
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
@@ -295,6 +296,14 @@ async def test_what_cannot_be_pickled_raises_in_the_kernel(loopback: Bridge) -> 
     await loopback.run("report(2)")
     await until(lambda: len(seen) == 2)
     assert seen == [1, 2]
+
+
+async def test_arguments_may_have_any_names(loopback: Bridge) -> None:
+    seen: list[Any] = []
+    await loopback.push(report=loopback.callback(lambda **named: seen.append(named)))
+    await loopback.run("report(self=1, args=2, kwargs=3, function=4)")
+    await until(lambda: seen)
+    assert seen == [{"self": 1, "args": 2, "kwargs": 3, "function": 4}]
 
 
 async def test_with_trust_data_only_data_crosses() -> None:

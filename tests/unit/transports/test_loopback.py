@@ -38,7 +38,10 @@ async def test_a_closed_loopback_leaves_no_thread() -> None:
 
 @pytest.mark.parametrize("code", ["input()", "report(1); report(2); report(3)", "gate.wait(60)"])
 async def test_a_restart_does_not_wait_for_a_cell(code: str, loopback: Bridge) -> None:
-    """For one that asks, that waits for room of a callback, or that runs for long."""
+    """For one that asks, that waits for room of a callback, or that runs for long.
+
+    What it asks or waits for ends with the restart, and so does its thread.
+    """
     begun = asyncio.Event()
 
     async def hold(*args: Any) -> str:
@@ -47,7 +50,7 @@ async def test_a_restart_does_not_wait_for_a_cell(code: str, loopback: Bridge) -
 
     await loopback.run("import threading; gate = threading.Event()")
     transport: Any = loopback._transport
-    gate = transport._cell.user_ns["gate"]
+    gate, thread = transport._cell.user_ns["gate"], transport._thread
     await loopback.push(report=loopback.callback(hold, 1, "wait"))
     cell = loopback.run(
         f"print('begun')\n{code}\nprint('late')", on_input=hold, on_output=lambda _: begun.set()
@@ -65,6 +68,9 @@ async def test_a_restart_does_not_wait_for_a_cell(code: str, loopback: Bridge) -
         async with asyncio.timeout(20):
             texts = [(await anext(stream)).text for _ in range(4)]
         assert "".join(texts) == "busyprint(1)1\n"
+        async with asyncio.timeout(20):
+            while thread.is_alive():
+                await asyncio.sleep(0.01)
     finally:
         gate.set()
 

@@ -232,7 +232,7 @@ class RemoteCallback:
     def __init__(self, queue: CallQueue, name: str) -> None:
         self._queue, self.__name__ = queue, name
 
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> None:
         self._queue.call(args, kwargs)
 
     def __repr__(self) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.kernel import Kernel
     from bridgehead._shipped.remote.server import Remote
+    from bridgehead._shipped.remote.snapshot import entries
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import messages
     from bridgehead._shipped.wire.header import MIME, PROBE
@@ -87,5 +88,11 @@ def carry_message(remote: Remote, lane: str, header_text: str, data: str) -> Mim
 
 
 def leave(scope: dict[str, Any]) -> None:
-    """Forget a namespace; loopback needs this, because its process lives on."""
-    _remotes.pop(id(scope), None)
+    """Forget a namespace, and free what waits for its client. Any thread may call this.
+
+    Loopback needs this, because its process lives on.
+    """
+    remote = _remotes.pop(id(scope), None)
+    if remote is not None:
+        for _, resource in entries(remote.resources.known):
+            resource.left()
