@@ -29,7 +29,7 @@ from bridgehead._protocol.spelling import spelled
 from bridgehead._shipped import reducers as _reducers  # noqa: F401 - they fill a table
 from bridgehead._shipped.wire import pickling
 from bridgehead._shipped.wire.digest import Buffer
-from bridgehead._shipped.wire.errors import TooLarge, WireError
+from bridgehead._shipped.wire.errors import TooLarge, WireError, reason
 from bridgehead._shipped.wire.frames import digest
 from bridgehead._shipped.wire.header import PYTHON
 from bridgehead._shipped.wire.segments import Segment
@@ -271,9 +271,7 @@ def encode(
             if wrong is not None:
                 raise wrong from None
             path, why = _find_unpicklable_part(parts, error)
-            raise EncodeError(
-                f"{path} cannot be pickled: {type(why).__name__}: {why}", path=path
-            ) from error
+            raise EncodeError(f"{path} cannot be pickled: {reason(why)}", path=path) from error
     return Payload(frames, carries_code, used)
 
 
@@ -306,7 +304,7 @@ def encode_data(values: Any, parts: Mapping[str, Any]) -> Payload:
             f"{path or ', '.join(parts)} is {kind}, which is not data; nothing was sent", type=kind
         ) from None
     except Exception as error:
-        raise EncodeError(f"{', '.join(parts)} cannot be pickled: {error!r}") from error
+        raise EncodeError(f"{', '.join(parts)} cannot be pickled: {reason(error)}") from error
     return Payload(frames)
 
 
@@ -385,7 +383,7 @@ def decode(frames: Sequence[Buffer]) -> Any:
         if isinstance(error, ImportError) and error.name:
             hint = f"; {error.name!r} exists in the kernel but not in this program"
         raise DecodeError(
-            f"the value arrived but cannot be unpickled here: {type(error).__name__}: {error}{hint}"
+            f"the value arrived but cannot be unpickled here: {reason(error)}{hint}"
         ) from error
 
 

@@ -189,6 +189,92 @@ class Cached:
         pass
 
 
+class ClassProperty(property):
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        assert self.fget is not None
+        return self.fget(owner)
+
+
+class Registered(staticmethod):  # type: ignore[type-arg]
+    pass
+
+
+class Expiring(functools.cached_property):  # type: ignore[type-arg]
+    def __init__(self, function: Any, *, seconds: int = 3) -> None:
+        super().__init__(function)
+        self.seconds = seconds
+
+
+class Described:
+    count = 4
+
+    @ClassProperty
+    def size(cls) -> int:
+        """Return the size."""
+        return cls.count
+
+    @Registered
+    def double(x: int) -> int:
+        return 2 * x
+
+    @Expiring
+    def items(self) -> list[int]:
+        return [self.count]
+
+
+class Plugin:
+    known: typing.ClassVar[list[str]] = []
+
+    def __init_subclass__(cls, *, key: str, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        assert cls.title
+        cls.key = key
+        Plugin.known.append(key)
+
+
+class First(Plugin, key="first"):
+    title = "First"
+
+
+class Second(First, key="second"):
+    pass
+
+
+class Labelling(type):
+    def __new__(mcs, name: str, bases: Any, namespace: Any, *, label: str) -> Any:
+        return super().__new__(mcs, name, bases, {**namespace, "label": label})
+
+    def __init__(cls, name: str, bases: Any, namespace: Any, *, label: str) -> None:
+        super().__init__(name, bases, namespace)
+        cls.shouted = label.upper()
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        if "shouted" in vars(cls):
+            raise AttributeError("the class is frozen")
+        super().__setattr__(name, value)
+
+
+class Labelled(metaclass=Labelling, label="here"):
+    pass
+
+
+class Checking(abc.ABCMeta):
+    def __init__(cls, name: str, bases: Any, namespace: Any) -> None:
+        super().__init__(name, bases, namespace)
+        assert cls.table
+
+
+class Checked(metaclass=Checking):
+    table = "t"
+
+    @classmethod
+    def register(cls, other: object) -> None:
+        raise RuntimeError("this is no abc.ABCMeta.register")
+
+
+abc.ABCMeta.register(Checked, dict)
+
+
 def filled(thing: Any, **attributes: Any) -> Any:
     for name, value in attributes.items():
         setattr(thing, name, value)
@@ -217,6 +303,11 @@ INSTANCES: list[tuple[Any, str]] = [
     (MadeSlots(3), f"{HAS_DICT}, v.x"),
     (filled(OfTypes(), only=1), "v.n, v.only, type(v).__mro__[1].__name__"),
     (Executed["Executed"](), "v.five(), type(v).__module__"),
+    (Described(), "v.size, type(v).size, vars(type(v))['size'].__doc__, type(v).double(4)"),
+    (Described(), "v.items is v.items, type(v).items.seconds, type(v).items.attrname"),
+    (Second(), "v.key, v.title, type(v).__mro__[1].key, v.known"),
+    (Labelled(), "v.label, v.shouted, type(type(v)).__name__"),
+    (Checked(), "v.table, isinstance({}, type(v)), isinstance([], type(v))"),
 ]
 
 
@@ -285,6 +376,20 @@ class Action(enum.Enum):
         return cls.ADD
 
 
+class Sorting(enum.EnumMeta):
+    def __new__(mcs, name: str, bases: Any, namespace: Any, **options: Any) -> Any:
+        made = super().__new__(mcs, name, bases, namespace, **options)
+        assert [one.value for one in made] == sorted(one.value for one in made)
+        return made
+
+    def last(cls) -> Any:
+        return [*cls][-1]
+
+
+class Size(enum.IntEnum, metaclass=Sorting):
+    S, M = 1, 2
+
+
 ENUMS: list[tuple[Any, str]] = [
     (Colour.CRIMSON, "v.lower, type(v).RED is v, list(type(v).__members__), type(v)(1) is v"),
     (Planet.EARTH, "v.mass, v.radius, type(v)((5.9, 6.3)) is v"),
@@ -296,6 +401,7 @@ ENUMS: list[tuple[Any, str]] = [
     (Bits.A | Bits.C, "v, int(v)"),
     (Day.FIRST, "v.year, v.isoformat()"),
     (Action.ADD, "v.value(4), type(v)(0) is v"),
+    (Size.M, "v + 1, type(v).last() is v, type(type(v)).__name__"),
 ]
 
 
@@ -451,6 +557,62 @@ def test_a_scripts_own_functions_are_called_and_not_the_kernels(tmp_path: Path) 
     )
     ran = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == ["6", "1000"]
+
+
+# ---------------------------------------------------------------- variables of closures
+
+
+def counting() -> tuple[Callable[[], int], ...]:
+    """Return two functions that share a variable."""
+    number = 0
+
+    def increase() -> int:
+        nonlocal number
+        number += 1
+        return number
+
+    return increase, lambda: number
+
+
+def even_and_odd() -> Callable[[int], bool]:
+    def even(n: int) -> bool:
+        return n == 0 or odd(n - 1)
+
+    def odd(n: int) -> bool:
+        return n != 0 and even(n - 1)
+
+    return even
+
+
+class Account:
+    """Its methods share a variable with a function outside."""
+
+    def __init__(self) -> None:
+        balance = 10
+
+        def pay(amount: int) -> int:
+            nonlocal balance
+            balance -= amount
+            return balance
+
+        self.pay, self.balance = pay, lambda: balance
+
+
+CLOSURES: dict[str, tuple[Callable[[], Any], str]] = {
+    "two functions": (counting, "v[0](), v[0](), v[1]()"),
+    "functions of an instance": (Account, "v.pay(3), v.balance(), v.pay(1)"),
+    "functions that call each other": (even_and_odd, "v(10), v(7)"),
+}
+
+
+@pytest.mark.parametrize("case", CLOSURES)
+async def test_functions_that_share_a_variable_share_it_again(kernel: Bridge, case: str) -> None:
+    """L3, there and back."""
+    make, check = CLOSURES[case]
+    expected = eval(f"({check})", {"v": make()})
+    await kernel.push(v=make(), w=make())
+    assert await kernel.pull(f"({check})") == expected
+    assert eval(f"({check})", {"v": await kernel.pull("w")}) == expected
 
 
 # ---------------------------------------------------------------- modules

@@ -62,6 +62,47 @@ class Nested:
         self.inner = inner
 
 
+class Unhashed(type):
+    __hash__ = None  # type: ignore[assignment]
+
+
+class BadHash(type):
+    def __hash__(cls) -> int:
+        raise RuntimeError("no hash")
+
+
+class Lying:
+    @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("no class")
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no str")
+
+
+class Opaque:
+    def __getattribute__(self, name: str) -> Any:
+        raise Mute
+
+
+ODD: dict[str, tuple[Any, str]] = {
+    "its class has no hash": (Unhashed("A", (), {})(), "TypeError: unhashable type"),
+    "the hash of its class raises": (BadHash("A", (), {})(), "RuntimeError: no hash"),
+    "its __class__ raises": (Lying(), "RuntimeError: no class"),
+    "its error has no message": (Opaque(), "Mute: <its str[(][)] raised>"),
+}
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_an_encode_error_is_what_any_object_gives_that_raises(value: str) -> None:
+    odd, text = ODD[value]
+    source = payload.PayloadSource({"a": [1, odd]}, {"a": [1, odd]})
+    with pytest.raises(EncodeError, match=rf"^a\[1\] cannot be pickled: {text}"):
+        source.pack_small("none") or source.pack("none")
+
+
 def test_an_encode_error_names_all_parts_when_each_part_pickles_alone() -> None:
     class Once:
         left = 1
@@ -216,6 +257,21 @@ def test_what_no_reader_of_data_takes_is_refused_before_it_is_sent(value: Any) -
 def test_lists_nested_beyond_the_limit_of_the_pickler_are_refused() -> None:
     with pytest.raises(EncodeError):
         payload.encode_data({"x": nested(100_000)}, {"x": 1})
+
+
+def raise_mute() -> None:
+    raise Mute
+
+
+class Muting:
+    def __reduce__(self) -> Any:
+        return raise_mute, ()
+
+
+def test_a_decode_error_needs_no_message_of_its_cause() -> None:
+    frames = payload.encode([Muting()], {}).frames
+    with pytest.raises(DecodeError, match="unpickled here: Mute: <its str[(][)] raised>"):
+        payload.decode(frames)
 
 
 def test_a_value_for_which_there_is_no_memory_is_a_decode_error() -> None:

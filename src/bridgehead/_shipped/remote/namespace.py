@@ -22,7 +22,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.snapshot import entries
     from bridgehead._shipped.wire.classes import ArrivedClasses
     from bridgehead._shipped.wire.digest import Buffer
-    from bridgehead._shipped.wire.errors import TooLarge, WireError
+    from bridgehead._shipped.wire.errors import TooLarge, WireError, message_of, reason
     from bridgehead._shipped.wire.frames import check_size
     from bridgehead._shipped.wire.header import (
         KEPT,
@@ -114,7 +114,7 @@ class UserNamespace:
                     encode(part)
                 except Exception:
                     where, why = find_unpicklable(part, path)
-                    message = "%s cannot be pickled: %s: %s" % (where, type(why).__name__, why)
+                    message = "%s cannot be pickled: %s" % (where, reason(why))
                     if iscoroutine(part):
                         message += "; use call() of an async function, or pull('await …')"
                     raise pickle.PicklingError(message) from None
@@ -267,17 +267,13 @@ def error_response(error: BaseException) -> HeaderAndFrames:
         if cause is not None and not any(cause is other for other in chain):
             chain.append(cause)
     try:
-        message = str(error)
-    except Exception:
-        message = "<its str() raised>"
-    try:
         lines = traceback.format_exception(type(error), error, error.__traceback__)
     except Exception:
         lines = ["%s\n" % type(error).__name__]
     description = {
         "kind": "remote",
         "ename": type(error).__name__,
-        "evalue": message,
+        "evalue": message_of(error),
         "traceback": "".join(lines).splitlines(),
     }
     try:

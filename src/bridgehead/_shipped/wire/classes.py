@@ -8,6 +8,11 @@ the class with each instance, and its loader sets all attributes of the class ag
 (https://github.com/cloudpipe/cloudpickle/issues/439). Here a class that exists is left alone. A
 class that is sent itself is another matter: ``ArrivedClasses.updated`` gives it the state that was
 sent.
+
+Law: a class arrives with what was done to it where it was made, and that is not done again. The
+methods of a metaclass, and ``__init_subclass__`` of a base, may need what is not sent, or count the
+classes that they see. Those of classes that the receiver imports by name do run: what they note
+about the class is in this process only.
 """
 
 from __future__ import annotations
@@ -17,9 +22,17 @@ import sys
 import weakref
 from contextlib import contextmanager
 from enum import Enum
-from threading import RLock
-from types import GetSetDescriptorType, MemberDescriptorType
+from threading import RLock, get_ident
+from types import (
+    BuiltinFunctionType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    resolve_bases,
+)
 from typing import Any, Iterator, NamedTuple
+
+if __package__:  # in the kernel, all shipped files are one module
+    from bridgehead._shipped.wire.names import has_own_name
 
 # What the metaclass of an enum makes of its members.
 _OF_MEMBERS = frozenset(
@@ -58,7 +71,9 @@ def reduce_class(cls: Any) -> Any:
         members, arguments = cls.__members__, [*cloudpickle._enum_getnewargs(cls)]
         arguments[3] = {name: _contents(cls, member) for name, member in members.items()}
         boundary = getattr(cls, "_boundary_", None)
-        arguments[-1] = {"data_type": cls._member_type_, "boundary": boundary}
+        extra = arguments[-1] = {"data_type": cls._member_type_, "boundary": boundary}
+        if type(cls) is not type(cls.__bases__[-1]):
+            extra["metaclass"] = type(cls)
         details = {name: vars(member) for name, member in members.items()}
         maker, state = cloudpickle._make_skeleton_enum, (_state(cls), {"members": details})
     else:
@@ -141,7 +156,7 @@ class ArrivedClasses:
 
     def make_class(self, *arguments: Any) -> Any:
         """Return the class with this identity, or make it without attributes."""
-        return self._make(_cloudpickle()._make_skeleton_class, arguments)
+        return self._make(_make_class, arguments)
 
     def make_enum(self, *arguments: Any) -> Any:
         """Return the enum with this identity, or make it with its members."""
@@ -149,7 +164,6 @@ class ArrivedClasses:
 
     def _make(self, maker: Any, arguments: Any) -> Any:
         *parts, identity, extra = arguments
-        # Making a class that exists would run its base's __init_subclass__ again.
         cls = self._known(identity)
         if cls is None:
             made = maker(*parts, None, extra)
@@ -230,15 +244,22 @@ class ArrivedClasses:
 
 
 def _set_state(cls: Any, state: Any) -> None:
-    _cloudpickle()._class_setstate(cls, state)
-    for name, details in state[1].get("members", {}).items():
-        vars(cls[name]).update(details)
+    """Give a class its attributes, past a ``__setattr__`` of its metaclass, which may refuse."""
+    attributes, extra = state
+    last = ("__firstlineno__",)  # from Python 3.13 on; setting __module__ deletes it
+    for name in (*(name for name in attributes if name not in last), *last):
+        if name in attributes and name != "_abc_impl":
+            type.__setattr__(cls, name, attributes[name])
+    for subclass in attributes.get("_abc_impl", ()):
+        abc.ABCMeta.register(cls, subclass)
+    for name, details in extra.get("members", {}).items():
+        vars(cls._member_map_[name]).update(details)
 
 
 def _delete(cls: Any, names: Any) -> None:
     for name in names:
         if name in vars(cls):
-            delattr(cls, name)
+            type.__delattr__(cls, name)
 
 
 def classes_in(value: Any) -> dict[int, Any]:
@@ -265,6 +286,67 @@ def _may_have_classes(kind: Any) -> bool:
     return kind in (list, tuple, dict, set, frozenset) or issubclass(kind, type)
 
 
+def _make_class(
+    metaclass: Any, name: str, bases: Any, attributes: Any, identity: None, extra: None
+) -> Any:
+    """Make a class with the few attributes that it needs from the beginning.
+
+    ``identity`` is None, because the caller tracks the class.
+    """
+    resolved, imported = resolve_bases(bases), _imported(metaclass)
+    namespace = imported.__prepare__(name, resolved)
+    namespace.update((sys.intern(key), value) for key, value in attributes.items())
+    if resolved is not bases:
+        namespace["__orig_bases__"] = bases
+    with _hooks_off(resolved):
+        made = imported.__new__(metaclass, name, resolved, namespace)
+    imported.__init__(made, name, resolved, namespace)
+    return made
+
+
+def _imported(metaclass: Any) -> Any:
+    """Return a metaclass, or the first of its bases that is not pickled by value."""
+    return next(
+        one
+        for one in metaclass.__mro__
+        if has_own_name(one) or type(vars(one).get("__new__")) is BuiltinFunctionType
+    )
+
+
+@contextmanager
+def _hooks_off(bases: Any) -> Iterator[None]:
+    """Pass over each ``__init_subclass__`` of a class that is pickled by value, in this thread.
+
+    Python makes no class without calling it.
+    """
+    classes = {cls: None for base in bases for cls in base.__mro__}
+    hooks = [(cls, vars(cls).get("__init_subclass__")) for cls in classes if not has_own_name(cls)]
+    hooks = [(cls, hook) for cls, hook in hooks if hook is not None]
+    if not hooks:
+        yield
+        return
+    with _lock:
+        try:
+            for cls, hook in hooks:
+                type.__setattr__(cls, "__init_subclass__", _passed_over(cls, hook, get_ident()))
+            yield
+        finally:
+            for cls, hook in hooks:
+                type.__setattr__(cls, "__init_subclass__", hook)
+
+
+def _passed_over(owner: Any, hook: Any, thread: int) -> Any:
+    """Return an ``__init_subclass__`` that in this thread calls the one of the next base."""
+
+    def pass_over(cls: Any, /, **options: Any) -> None:
+        if get_ident() == thread:
+            super(owner, cls).__init_subclass__(**options)
+        else:
+            hook.__get__(None, cls)(**options)
+
+    return classmethod(pass_over)
+
+
 def _make_enum(
     bases: Any, name: str, qualname: str, members: Any, module: str, identity: None, extra: Any
 ) -> Any:
@@ -273,9 +355,9 @@ def _make_enum(
     ``identity`` is None, because the caller tracks the class. The enum's own ``__new__`` and
     ``__init__`` are in the state, which comes later, and must not run again.
     """
-    metaclass: Any = type(bases[-1])
+    metaclass: Any = extra.get("metaclass", type(bases[-1]))
     contents = [*members.values()]
-    namespace = metaclass.__prepare__(name, bases)
+    namespace = _imported(metaclass).__prepare__(name, bases)
 
     def new(cls: Any, index: int) -> Any:
         value, arguments = contents[index]
@@ -288,7 +370,8 @@ def _make_enum(
     for index, member in enumerate(members):
         namespace[member] = index
     options = {} if extra["boundary"] is None else {"boundary": extra["boundary"]}
-    made = metaclass.__new__(metaclass, name, bases, namespace, **options)
+    with _hooks_off(bases):
+        made = _imported(metaclass).__new__(metaclass, name, bases, namespace, **options)
     del made.__init__
     for left in ("__new_member__", "__new__"):
         if vars(made).get(left) is new:

@@ -1,8 +1,9 @@
 """The errors of what arrives: damaged, refused or too large.
 
 Rule: use the standard library only, run on Python 3.8 and later, the same file at both ends. Only
-exceptions are defined here. The code that raises them gives the reason; the client turns them into
-the errors that a user sees (``_protocol.raising``, and ``_protocol.payload`` for what it decodes).
+exceptions are defined here, and what is said of others. The code that raises them gives the reason;
+the client turns them into the errors that a user sees (``_protocol.raising``, and
+``_protocol.payload`` for what it decodes).
 
 The kinds of a ``WireError``, and the error of the client:
 
@@ -40,3 +41,16 @@ class TooLarge(Exception):
     def __init__(self, nbytes: int) -> None:
         super().__init__("%d bytes" % nbytes)
         self.nbytes = nbytes
+
+
+def message_of(error: BaseException) -> str:
+    """Return the message of an exception, whose class may be a user's."""
+    try:
+        return str(error)
+    except Exception:
+        return "<its str() raised>"
+
+
+def reason(error: BaseException) -> str:
+    """Return the type and the message of an exception."""
+    return "%s: %s" % (type(error).__name__, message_of(error))

@@ -168,13 +168,62 @@ def make_cached_function(function: Any, options: Any) -> Any:
     return functools.lru_cache(**options)(function)
 
 
-def reduce_cached_property(value: Any) -> Any:
-    """Pickle a ``cached_property`` without its lock, which Python before 3.12 gives it.
+# Descriptors that have no pickle, and the attributes that each is made from. cloudpickle knows some
+# of them, and no subclass, such as a program's ``classproperty``.
+DESCRIPTORS: dict[Any, tuple[str, ...]] = {
+    property: ("fget", "fset", "fdel", "__doc__"),
+    classmethod: ("__func__",),
+    staticmethod: ("__func__",),
+    functools.cached_property: ("func",),
+}
 
-    See https://github.com/cloudpipe/cloudpickle/issues/438.
+
+def reduce_descriptor(value: Any) -> Any:
+    """Pickle a descriptor by what it was made from, and its attributes.
+
+    A ``cached_property`` has a lock before Python 3.12; the copy gets one of its own
+    (https://github.com/cloudpipe/cloudpickle/issues/438).
     """
-    state = {name: item for name, item in vars(value).items() if name != "lock"}
-    return type(value), (value.func,), state
+    base = next(base for base in DESCRIPTORS if isinstance(value, base))
+    parts = tuple(getattr(value, name) for name in DESCRIPTORS[base])
+    state = {name: item for name, item in getattr(value, "__dict__", {}).items() if name != "lock"}
+    slots = {name: getattr(value, name, None) for name in copyreg._slotnames(type(value))}  # type: ignore[attr-defined]
+    return make_descriptor, (base, type(value), parts), (state, slots)
+
+
+def make_descriptor(base: Any, kind: Any, parts: Any) -> Any:
+    """Return a descriptor of this kind, without what the ``__init__`` of a subclass does."""
+    made = base.__new__(kind, *parts)
+    base.__init__(made, *parts)
+    return made
+
+
+def share_cells(reduced: Any, closure: Any) -> Any:
+    """Return how cloudpickle reduces a function, but with the cells of its closure themselves.
+
+    cloudpickle makes new cells for each function, so functions that share a variable would each
+    have one of their own.
+    """
+    make, (*parts, _), (attributes, state), *rest = reduced
+    return (make, (*parts, closure), (attributes, {**state, "__closure__": None}), *rest)
+
+
+def reduce_cell(cell: Any) -> Any:
+    """Pickle a cell of a closure; what is in it comes after it, and may refer to it."""
+    try:
+        return make_cell, (), (cell.cell_contents,), None, None, fill_cell
+    except ValueError:  # nothing was assigned to the name yet
+        return make_cell, ()
+
+
+def make_cell() -> Any:
+    """Return an empty cell."""
+    return types.CellType()
+
+
+def fill_cell(cell: Any, state: Any) -> None:
+    """Give a cell its contents."""
+    (cell.cell_contents,) = state
 
 
 def reduce_single_dispatch(function: Any) -> Any:
@@ -271,7 +320,8 @@ BY_VALUE: dict[Any, Callable[[Any], Any]] = {
 # These types never pickle by name, or do not say so; the pickler takes these before all others.
 OWN_REDUCERS: dict[Any, Callable[[Any], Any]] = {
     types.ModuleType: reduce_module,
-    functools.cached_property: reduce_cached_property,
+    functools.cached_property: reduce_descriptor,
+    types.CellType: reduce_cell,
     typing.TypeVar: lambda value: value.__name__,
 }
 # They are compared by identity, and have no names for the pickler.
@@ -287,6 +337,9 @@ BUILDERS: dict[str, Callable[..., Any]] = {
         import_module,
         make_module,
         make_cached_function,
+        make_descriptor,
+        make_cell,
+        fill_cell,
         make_single_dispatch,
         set_dispatch,
         make_type_parameter,

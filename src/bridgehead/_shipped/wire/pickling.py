@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import copyreg
-import functools
 import pickle
 import sys
 from enum import Enum
@@ -25,14 +24,16 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.libraries import FINDERS
     from bridgehead._shipped.wire.names import (
         BUILDERS,
+        DESCRIPTORS,
         EXTENSION_CODES,
         OWN_REDUCERS,
         check_name,
         has_own_name,
         is_by_value,
         is_single_dispatch,
-        reduce_cached_property,
+        reduce_descriptor,
         reduce_single_dispatch,
+        share_cells,
         spelled_out,
     )
 
@@ -146,15 +147,13 @@ def pickler_type() -> Any:
             for table in (OWN_REDUCERS, *tables):
                 if kind in table:
                     return table[kind]
-            if issubclass(kind, functools.cached_property):
-                return reduce_cached_property
             # A builder is pickled by its name, under which a user may have removed this module.
             for find in FINDERS if __name__ in sys.modules else ():
                 reducer = find(kind, self.shared)
                 if reducer is not None:
                     return reducer
             if kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__:
-                return None
+                return reduce_descriptor if issubclass(kind, tuple(DESCRIPTORS)) else None
             if issubclass(kind, Enum) and kind.__reduce_ex__ is Enum.__reduce_ex__:
                 return _reduce_itself if has_own_name(kind) else reduce_member
             return _reduce_itself
@@ -179,10 +178,12 @@ def pickler_type() -> Any:
             reduced = super().reducer_override(value)
             if reduced is NotImplemented and by_value:
                 reduced = self._dynamic_function_reduce(value)
+            if type(reduced) is not tuple:
+                return reduced
             parameters = getattr(value, "__type_params__", ())  # from Python 3.12 on
-            if parameters and type(reduced) is tuple:
+            if parameters:
                 reduced[2][1]["__type_params__"] = parameters
-            return reduced
+            return share_cells(reduced, value.__closure__) if value.__closure__ else reduced
 
     _pickler_type = Pickler
     return Pickler
@@ -244,6 +245,8 @@ def is_small(value: Any, *, summed: bool = True) -> bool:
         budget -= 1
         item = left.pop()
         kind = type(item)
+        if type(kind) is not type:  # the hash of a class may be code of its metaclass
+            return False
         if kind in _CONTAINERS:
             budget -= len(item)
             if budget > 0:
@@ -403,6 +406,13 @@ _REDUCERS = ("__reduce__", "__reduce_ex__")
 
 def children(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the parts of a value that pickling reaches, each with its suffix to the path."""
+    try:
+        yield from _children(value)
+    except Exception:  # code of the value's class, such as a property ``__class__``
+        return
+
+
+def _children(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, item in value.items():
             yield "[%s]" % (repr(key) if type(key) in (str, int, float, bool) else "…"), item

@@ -105,6 +105,73 @@ def test_an_instance_does_not_subclass_the_base_again() -> None:
     assert subclasses == ["Plugin"]
 
 
+def test_a_class_that_arrives_is_not_noted_by_a_base_that_exists() -> None:
+    class Base:
+        seen: ClassVar[list[str]] = []
+
+        def __init_subclass__(cls, *, key: str) -> None:
+            cls.seen.append(key)
+
+    class First(Base, key="first"):
+        pass
+
+    first = encoded(First())
+
+    class Second(Base, key="second"):
+        pass
+
+    second = encoded(Second())
+    with other_process():
+        base = type(pickling.decode(first)).__base__
+        assert base is not Base
+        hook = vars(base)["__init_subclass__"]
+        arrived = type(pickling.decode(second))
+        assert (arrived.__base__, base.seen) == (base, ["first"])
+        assert vars(base)["__init_subclass__"] is hook
+
+
+def test_a_class_made_in_another_thread_meanwhile_is_noted_by_its_base() -> None:
+    seen = []
+
+    class Base:
+        def __init_subclass__(cls) -> None:
+            seen.append(cls.__name__)
+
+    with classes._hooks_off((Base,)):
+        thread = threading.Thread(target=type, args=("Other", (Base,), {}))
+        thread.start()
+        thread.join(10)
+        type("Arrived", (Base,), {})
+    type("Late", (Base,), {})
+    assert seen == ["Other", "Late"]
+
+
+class Library:
+    """A class that is found by its name in the other process."""
+
+    seen: ClassVar[list[str]] = []
+
+    def __init_subclass__(cls) -> None:
+        cls.seen.append(cls.__name__)
+
+
+def test_a_class_that_arrives_is_noted_by_a_base_that_is_imported() -> None:
+    class Base(Library):
+        def __init_subclass__(cls) -> None:
+            super().__init_subclass__()
+            raise AssertionError
+
+    with pytest.raises(AssertionError):
+        type("Plugin", (Base,), {})
+    with classes._hooks_off((Base,)):
+        plugin = type("Plugin", (Base,), {})
+    frames = encoded(plugin())
+    Library.seen.clear()
+    with other_process():
+        assert type(pickling.decode(frames)) is not plugin
+    assert Library.seen == ["Base", "Plugin"]
+
+
 def test_a_class_that_arrived_is_left_alone_by_the_next_instance() -> None:
     cls = counter()
     frames = encoded(cls())
