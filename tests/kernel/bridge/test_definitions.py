@@ -275,6 +275,20 @@ class Checked(metaclass=Checking):
 abc.ABCMeta.register(Checked, dict)
 
 
+class Tabled(type):
+    @property
+    def table(cls) -> str:
+        return "of the metaclass"
+
+
+class Task(metaclass=Tabled):
+    __name__ = "task"
+    table = "of the class"
+
+    def __call__(self) -> str:
+        return self.__name__
+
+
 def filled(thing: Any, **attributes: Any) -> Any:
     for name, value in attributes.items():
         setattr(thing, name, value)
@@ -307,6 +321,7 @@ INSTANCES: list[tuple[Any, str]] = [
     (Described(), "v.items is v.items, type(v).items.seconds, type(v).items.attrname"),
     (Second(), "v.key, v.title, type(v).__mro__[1].key, v.known"),
     (Labelled(), "v.label, v.shouted, type(type(v)).__name__"),
+    (Task(), "v(), type(v).__name__, v.table, type(v).table"),
     (Checked(), "v.table, isinstance({}, type(v)), isinstance([], type(v))"),
 ]
 
@@ -520,14 +535,26 @@ vectorized = np.frompyfunc(lambda x: x, 1, 1)
 
 @pytest.mark.parametrize(
     "value",
-    [NAMED_OBJECT, [vectorized], lambda: NAMED_OBJECT, sys.modules["__main__"]],
-    ids=["object", "ufunc", "global of a function", "the module __main__"],
+    [
+        NAMED_OBJECT,
+        [vectorized],
+        lambda: NAMED_OBJECT,
+        sys.modules["__main__"],
+        sys.float_info,
+        type(iter([])),
+    ],
+    ids=[
+        *("object", "ufunc", "global of a function", "the module __main__"),
+        *("object of a type without a name", "type without a name"),
+    ],
 )
 async def test_what_crosses_by_name_only_is_refused_before_it_is_sent(
     kernel: Bridge, value: Any
 ) -> None:
     """L2."""
-    with pytest.raises(EncodeError, match="^v.* another (object|module) in the other process"):
+    with pytest.raises(
+        EncodeError, match="^v.* (another (object|module)|under no name) in the other process"
+    ):
         await kernel.push(v=value)
     assert await kernel.exists("v") is False
 

@@ -18,6 +18,7 @@ about the class is in this process only.
 from __future__ import annotations
 
 import abc
+import pickle
 import sys
 import weakref
 from contextlib import contextmanager
@@ -47,6 +48,7 @@ _OF_MEMBERS = frozenset(
         "_value2member_map_",
     ]
 )
+_HEAP, _IMMUTABLE = 1 << 9, 1 << 8  # of ``__flags__``; the latter from Python 3.10 on
 _lock = RLock()  # a finalizer that runs inside may unpickle, too
 _incomplete: dict[int, int] = {}  # by id of a class: how many arrivals are building it
 _arrived: Any = weakref.WeakSet()  # the classes that another process sent first
@@ -65,8 +67,13 @@ def reduce_class(cls: Any) -> Any:
     cloudpickle would lose the slots and the qualified name of a class, the aliases of an enum and
     what its members have besides a value, and an attribute that is the same object as the base's
     (https://github.com/cloudpipe/cloudpickle/issues/584).
+
+    Raises:
+        PicklingError: the class is no Python code, and has no name to be found by.
     """
     cloudpickle = _cloudpickle()
+    if cls.__flags__ & (_HEAP | _IMMUTABLE) != _HEAP:
+        raise pickle.PicklingError("%r is found under no name in the other process" % cls)
     if issubclass(cls, Enum):
         members, arguments = cls.__members__, [*cloudpickle._enum_getnewargs(cls)]
         arguments[3] = {name: _contents(cls, member) for name, member in members.items()}
@@ -78,7 +85,7 @@ def reduce_class(cls: Any) -> Any:
         maker, state = cloudpickle._make_skeleton_enum, (_state(cls), {"members": details})
     else:
         arguments = [*cloudpickle._class_getnewargs(cls)]
-        arguments[3] = {**arguments[3], "__qualname__": cls.__qualname__}
+        arguments[3] = {**arguments[3], "__qualname__": cls.__qualname__, **_hidden(cls)}
         # A typing.NamedTuple makes its slots, and refuses others.
         made_by = vars(cls).get("__orig_bases__", ())
         if "__slots__" in vars(cls) and NamedTuple not in made_by:
@@ -109,7 +116,7 @@ def _state(cls: Any) -> dict[str, Any]:
     """
     own = vars(cls)
     state = {"".join(name): own[name] for name in sorted(own) if not _is_slot(cls, own[name])}
-    for name in ("__dict__", "__weakref__", "__annotate_func__"):
+    for name in ("__dict__", "__weakref__", "__annotate_func__", *_hidden(cls)):
         state.pop(name, None)
     if isinstance(cls, abc.ABCMeta) and "_abc_impl" in state:
         registered = abc._get_dump(cls)[0]  # type: ignore[attr-defined]
@@ -118,6 +125,23 @@ def _state(cls: Any) -> dict[str, Any]:
         members = cls.__members__
         return {n: v for n, v in state.items() if n not in members and n not in _OF_MEMBERS}
     return state
+
+
+def _hidden(cls: Any) -> dict[str, Any]:
+    """Return the attributes of a class that can only be given to it as it is made.
+
+    Setting such an attribute later would call a descriptor of the metaclass instead: that of
+    ``__name__`` renames the class.
+    """
+    own = vars(cls)
+    hidden = {"__name__": own["__name__"]} if "__name__" in own else {}
+    for base in type(cls).__mro__:
+        if base is type:  # what else this has is kept in the class
+            break
+        for name in own.keys() & vars(base).keys():
+            if hasattr(type(vars(base)[name]), "__set__"):
+                hidden[name] = own[name]
+    return hidden
 
 
 def _contents(cls: Any, member: Any) -> tuple[Any, ...]:
