@@ -28,7 +28,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from jupyter_core.paths import jupyter_runtime_dir, secure_write
 from traitlets import TraitError
 
-from bridgehead._errors import KernelNotFound, NotSupported
+from bridgehead._errors import BridgeError, KernelNotFound, NotSupported
 from bridgehead._kernels.descriptors import LAUNCHED, check_descriptors
 from bridgehead._kernels.launch_folder import LaunchFolder, is_of_running_kernel, sweep
 from bridgehead._kernels.reserved_ports import CAN_RESERVE, reserved_port
@@ -76,6 +76,11 @@ async def launch(
         await transport.open(timeout, timeout)
         process.check_limits()
     except BaseException as error:
+        if "memory" in limits and isinstance(error, BridgeError):
+            error.add_note(  # what the kernel wrote is about threads or files, or it hangs
+                f"it had limits={{'memory': {limits['memory']}}}; a kernel needs about a gigabyte "
+                "of address space to start, and several with numpy; most of it is never used"
+            )
         with noted_on(error):
             await transport.aclose()
         raise

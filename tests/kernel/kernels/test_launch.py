@@ -150,6 +150,14 @@ async def test_a_limit_above_that_of_the_program_starts_nothing() -> None:
         await Bridge.launch(limits={"memory": 2**63})
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit is of Linux")
+async def test_a_kernel_that_cannot_start_within_its_limit_names_the_limit() -> None:
+    with pytest.raises(KernelDied) as caught:
+        await Bridge.launch(limits={"memory": 32 << 20})
+    (note,) = caught.value.__notes__
+    assert note.startswith("it had limits={'memory': 33554432}; a kernel needs about a gigabyte")
+
+
 async def test_a_wrong_folder_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
