@@ -102,7 +102,8 @@ def started(existing: str | None) -> StartedKernel:
     if not running:
         raise KernelNotFound(
             "no kernel of 'bridgehead start' is running with a connection file in "
-            f"{jupyter_runtime_dir()}; choose one of another file with --existing"
+            f"{jupyter_runtime_dir()}; choose one with another file by --existing, one of a server "
+            "by --url"
         )
     names = ", ".join(Path(one.file).name for one in running)
     raise KernelNotFound(

@@ -232,8 +232,9 @@ async def test_a_kernel_of_another_program_is_neither_stopped_nor_restarted(
         ran = await asyncio.to_thread(bridgehead, command, "-e", kernel.info.connection_file)
         assert "only the program that started a kernel ends it" in ran.refused(4)
         ran = await asyncio.to_thread(bridgehead, command, JUPYTER_RUNTIME_DIR=str(runtime))
-        where = f"is running with a connection file in {runtime}; choose one of another file"
-        assert f"no kernel of 'bridgehead start' {where} with --existing" in ran.refused(3)
+        where = f"is running with a connection file in {runtime}; choose one with another"
+        choice = "file by --existing, one of a server by --url"
+        assert f"no kernel of 'bridgehead start' {where} {choice}" in ran.refused(3)
     assert await kernel.pull("1") == 1
 
 

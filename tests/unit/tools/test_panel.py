@@ -201,6 +201,7 @@ async def test_of_too_many_names_none_is_shown_until_there_are_fewer(page: Page)
         await bridge.run("globals().update((f'x{n}', n) for n in range(100_001))")
         show(page, bridge)
         await page.until(lambda: "more than 100,000 names" in page.heads.get(0, {}).get("note", ""))
+        assert "names('df*') of its bridge" in page.heads[0]["note"]  # the page has no pattern
         assert not page.names.get(0)
         await bridge.run("for n in range(3, 100_001): del globals()[f'x{n}']\ndel n")
         page.ask("refresh", kernel=0)

@@ -16,6 +16,7 @@ from bridgehead._bridge.bridge import Bridge
 from bridgehead._errors import KernelRestarted, NotSupported
 from bridgehead._protocol.formatting import line, size
 from bridgehead._protocol.results import Name, Names
+from bridgehead._shipped.wire.header import MAX_NAMES
 from bridgehead._tools.panel.texts import usable, why
 from bridgehead._transports.tasks import waited
 
@@ -23,6 +24,10 @@ TICK = 0.5  # s between two looks at what this process knows of the kernel, with
 RETRY = 2.0  # s until a kernel that could not be listed is asked again
 SHOWN_NAMES = 5000  # of one kernel
 CLOSED = "The bridge was closed; open another one, and another panel"
+TOO_MANY = (
+    f"This kernel has more than {MAX_NAMES:,} names, too many to show. In a cell, names('df*') of "
+    "its bridge lists those that match. Choose Refresh when there are fewer."
+)
 LIVE = ("idle", "busy", "starting")
 # Of a kernel whose process is not on this machine; every ipykernel has psutil.
 MEMORY = "__import__('psutil').Process().memory_info().rss"
@@ -145,10 +150,10 @@ class FollowedKernel:
         asked, self._is_asked = self._is_asked, False
         try:
             return await self._watch_names(asked)
-        except NotSupported:  # the kernel only replies: list the names when there is a reason to
+        except NotSupported:  # the kernel only replies, or has too many names: list them when asked
             self._note = "This kernel does not report changes; names are listed when you ask."
             try:
-                self._set_names(await self.bridge.names(preview=True, timeout=60))
+                self._set_names(await self._names())
                 self.publish()
                 await self._again.wait()
             except Exception as error:  # noqa: BLE001 - shown, and tried again
@@ -178,6 +183,13 @@ class FollowedKernel:
                 self._watch = None
             await watch.aclose()
         return was_listed
+
+    async def _names(self) -> Names:
+        try:
+            return await self.bridge.names(preview=True, timeout=60)
+        except NotSupported:
+            self._note = TOO_MANY
+            return Names()
 
     def _fail(self, error: Exception) -> None:
         self._note = why(error)
