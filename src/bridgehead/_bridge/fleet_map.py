@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter, length_hint
 from types import ModuleType
 from typing import Any, Generic, Literal, TypeVar
@@ -147,7 +147,6 @@ class Worker:
         self.function: Ref | None = None
         self.requests: list[MapRequest] = []
         self.is_out = self.is_away = self.had_function = False
-        self._giving: asyncio.Lock = asyncio.Lock()
 
     @property
     def may_send_now(self) -> bool:
@@ -156,24 +155,23 @@ class Worker:
 
     async def ready(self) -> Ref:
         """Return the function in the kernel; send it if the kernel does not have it."""
-        async with self._giving:
-            for attempt in range(REPEATS):
-                if self.function is not None:
-                    break
-                work = self.bridge._work(
-                    *(_itself, (), {}), keep=True, by_value=(), namespace=False, source=self._source
-                )
-                # A map goes on in a kernel that another program restarts.
-                work.call.is_unattended = work.call.any_process = self.had_function
-                try:
-                    self.function = await work.do()
-                except OutcomeUnknown:
-                    last = attempt == REPEATS - 1 or not self.had_function
-                    if last or self.bridge._transport.life.is_lost:
-                        raise
-            assert self.function is not None
-            self.had_function = True
-            return self.function
+        for attempt in range(REPEATS):
+            if self.function is not None:
+                break
+            work = self.bridge._work(
+                *(_itself, (), {}), keep=True, by_value=(), namespace=False, source=self._source
+            )
+            # A map goes on in a kernel that another program restarts.
+            work.call.is_unattended = work.call.any_process = self.had_function
+            try:
+                self.function = await work.do()
+            except OutcomeUnknown:
+                last = attempt == REPEATS - 1 or not self.had_function
+                if last or self.bridge._transport.life.is_lost:
+                    raise
+        assert self.function is not None
+        self.had_function = True
+        return self.function
 
     def forget(self, function: Ref | None) -> None:
         """Have the kernel free the function, behind the chunks that were sent."""
@@ -217,7 +215,7 @@ class MapWork:
             function = plain_function(function)
         shared = call_source(SharedSource, _itself, ((function,),), {}, stand_ins, by_value)
         self._workers = [Worker(bridge, shared) for bridge in bridges]
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self._again: deque[list[MapItem]] = deque()  # chunks to give out before any other
         self._read = self._consumed = 0
         self._size = 1 if chunksize == "auto" else chunksize
@@ -232,6 +230,7 @@ class MapWork:
         self._loss: BridgeError | None = None  # of the last kernel
         self._withdrawn: set[MapRequest] = set()
         self._changed = asyncio.Event()
+        self._has_begun = False
         self.is_closed: bool = False
 
     # ------------------------------------------------------------ for the consumer
@@ -244,7 +243,7 @@ class MapWork:
 
     async def wait(self) -> None:
         """Wait for a result; raise what ended the map if there is none."""
-        if not self._tasks and not self.is_closed:
+        if not self._has_begun and not self.is_closed:
             self._begin()
         while not self.has_value:
             if self.is_closed:
@@ -253,7 +252,7 @@ class MapWork:
             if type(failed) is Failed:
                 self._end()
                 raise failed.reported()
-            if self._is_done or all(task.done() for task in self._tasks):
+            if self._is_done or not self._tasks:
                 # If no kernel is left, an item may have been, which nothing has read yet.
                 if self._loss is not None and (self._again or self._next_item() is not None):
                     self._error = self._loss
@@ -294,14 +293,17 @@ class MapWork:
     # ------------------------------------------------------------ the kernels
 
     def _begin(self) -> None:
-        # First one task for each kernel, so that each gets its first chunk before any its second.
-        for _ in range(self._window):
-            for index, worker in enumerate(self._workers):
-                task = asyncio.get_running_loop().create_task(self._serve(index, worker))
-                task.add_done_callback(self._served)
-                self._tasks.append(task)
+        self._has_begun = True
+        for index, worker in enumerate(self._workers):
+            self._start(self._serve(index, worker))
 
-    def _served(self, task: asyncio.Task[None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:  # such as a function that cannot be pickled
             self._error, self._failed = error, True
@@ -328,7 +330,11 @@ class MapWork:
             worker.is_away = False
             items = self._take(worker)
             if items is not None:
-                await self._give(index, worker, function, items)
+                request = self._request(worker, function, items)
+                worker.requests.append(request)
+                self._start(self._give(index, worker, function, items, request))
+                if len(worker.requests) < self._window:
+                    self._notify()  # another kernel may have waited for this one to have as many
             elif self._is_done:
                 return
             else:
@@ -343,9 +349,8 @@ class MapWork:
             self._loss = error
         self._notify()
 
-    async def _give(self, index: int, worker: Worker, function: Ref, items: list[MapItem]) -> None:
-        """Have a kernel do a chunk, and settle its items."""
-        request = MapRequest(
+    def _request(self, worker: Worker, function: Ref, items: list[MapItem]) -> MapRequest:
+        return MapRequest(
             worker.bridge._connection,
             expression_of(function, worker.bridge),
             [item.args for item in items],
@@ -354,12 +359,22 @@ class MapWork:
             namespace=self._namespace,
             stand_ins=self._stand_ins,
         )
-        worker.requests.append(request)
-        doing = asyncio.ensure_future(request.outcomes())
+
+    async def _give(
+        self,
+        index: int,
+        worker: Worker,
+        function: Ref,
+        items: list[MapItem],
+        request: MapRequest,
+    ) -> None:
+        """Have a kernel do a chunk, and settle its items."""
         try:
-            outcomes, seconds = await doing
+            outcomes, seconds = await request.outcomes()
         except asyncio.CancelledError:
-            if not (request in self._withdrawn and doing.cancelled()):
+            task = asyncio.current_task()
+            assert task is not None
+            if request not in self._withdrawn or task.cancelling():
                 raise
             self._again.appendleft(items)
         except (OutcomeUnknown, BridgeClosed) as error:
@@ -431,6 +446,11 @@ class MapWork:
             args = next(self._source)
         except StopIteration:
             self._is_read = True
+            return None
+        except StopAsyncIteration as error:  # raised as it is, it would be the end of the results
+            self._is_read = True
+            self._error = RuntimeError("an iterable of map() raised StopAsyncIteration")
+            self._error.__cause__ = error
             return None
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - raised after the results
             self._is_read, self._error = True, error

@@ -269,6 +269,20 @@ async def test_an_iterable_that_raises_at_once(fleet: Fleet, chunksize: Any) -> 
         fleet.map(double, fleet.map(double, [1]), **options)  # type: ignore[arg-type]
 
 
+async def test_an_iterable_that_raises_the_end_of_an_async_one_is_not_at_its_end(
+    fleet: Fleet,
+) -> None:
+    def broken() -> Iterator[int]:
+        yield from range(5)
+        raise StopAsyncIteration
+
+    found = []
+    with pytest.raises(RuntimeError, match="raised StopAsyncIteration"):
+        async for result in fleet.map(double, broken()):
+            found.append(result)
+    assert found == [0, 2, 4, 6, 8]
+
+
 async def test_a_map_in_the_loop_of_another(fleet: Fleet) -> None:
     found = []
     async for n in fleet.map(double, range(5)):
@@ -372,6 +386,13 @@ async def test_a_kernel_has_as_many_chunks_as_the_window(
     GATE.set()
     assert [await first, *[one async for one in results]] == list(range(30))
     assert max(had) == 2 * window
+
+
+async def test_a_wide_window_costs_no_more_than_its_chunks(fleet: Fleet) -> None:
+    results = fleet.map(double, range(5), window=10_000)
+    assert await anext(results) == 0
+    assert len(asyncio.all_tasks()) < 100
+    assert [n async for n in results] == [2, 4, 6, 8]
 
 
 async def test_a_result_that_cannot_be_pickled_fails_alone(fleet: Fleet) -> None:
