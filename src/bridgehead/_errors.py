@@ -384,6 +384,7 @@ class RemoteError(BridgeError):
     notebook: Any = None
     _of_magic: Sequence[str] | None = None  # lines before it: a magic, and no line of code, called
     _is_printed = False  # the outputs of the cell have the traceback: that of an exception group
+    _is_cause = False  # of the original exception, which is raised in its place
 
     def __init__(self, ename: str, evalue: str, traceback: Sequence[str] = ()) -> None:
         super().__init__(ename, evalue, tuple(traceback))
@@ -394,7 +395,8 @@ class RemoteError(BridgeError):
     def __str__(self) -> str:
         if not self.traceback:
             return harmless(self._summary)
-        lines = ["", "in the kernel:", *self.traceback, "", self._advice]
+        advice = [] if self._is_cause else ["", self._advice]
+        lines = ["", "in the kernel:", *self.traceback, *advice]
         return harmless("\n".join([self._summary, *lines]))
 
     def __repr__(self) -> str:

@@ -126,6 +126,8 @@ class FleetExecutor(Executor):
     def _forget(self, future: Future[Any]) -> None:
         with self._lock:
             self._unfinished.discard(future)
+        if isinstance(future, FleetFuture):
+            future.work = None  # a future that is kept keeps no arguments
 
     # ------------------------------------------------------------ in the loop's thread
 
@@ -136,12 +138,13 @@ class FleetExecutor(Executor):
                 if not self._waiting:
                     return
                 future = self._waiting.popleft()
-            if not future.done():
-                self._start(future)
+            work = future.work
+            if work is not None and not future.done():
+                self._start(future, work)
 
-    def _start(self, future: FleetFuture[Any]) -> None:
+    def _start(self, future: FleetFuture[Any], work: Callable[[], Any]) -> None:
         try:
-            task = self._submit(future.work)
+            task = self._submit(work)
         except Exception as error:  # noqa: BLE001 - raised where the future is looked at
             future.settle(error=error)
             return
@@ -176,7 +179,8 @@ class FleetFuture(Future[T]):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, work: Callable[[], T]) -> None:
         super().__init__()
-        self._loop, self.work = loop, work
+        self._loop = loop
+        self.work: Callable[[], T] | None = work  # until it is done
         self.task: RemoteTask[Any] | None = None
         self._gate = threading.Lock()
         self._is_settled = False
@@ -241,7 +245,9 @@ def _original(error: BaseException) -> BaseException:
     cause = error.__cause__
     if not isinstance(error, RemoteError) or not isinstance(cause, Exception):
         return error
-    error.__cause__ = None
+    if isinstance(cause, StopIteration):  # before Python 3.12, awaiting the future never ended
+        return error
+    error.__cause__, error._is_cause = None, True
     cause.__cause__ = error
     return cause
 

@@ -6,6 +6,7 @@ at its outcome; an exception that no caller looked at is logged.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator
@@ -62,7 +63,10 @@ class SyncTask(Future[T]):
         """
 
         async def cancel() -> bool:
-            return self._task.cancel()
+            if not self._task.cancel():
+                return False
+            await asyncio.wait([self._task._work])  # as ``cancelled`` is true behind this
+            return True
 
         with contextlib.suppress(BridgeClosed):
             return self._bridge._wait(cancel)

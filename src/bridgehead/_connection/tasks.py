@@ -148,7 +148,11 @@ class RemoteTask(Generic[T]):
             _until_closed(lambda: work(turn), connection)
         )
         # Not in the coroutine: a task that is cancelled before its first step runs none of it.
-        self._work.add_done_callback(lambda work: turn.__exit__(None, None, None))
+        self._work.add_done_callback(lambda work: self._ended(turn))
+
+    def _ended(self, turn: Turn) -> None:
+        turn.__exit__(None, None, None)
+        self._call.source = self._call.payload = None  # a task that is kept keeps no arguments
 
     def __await__(self) -> Generator[Any, None, T]:
         return self._wait().__await__()

@@ -10,8 +10,10 @@ import queue
 import sys
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator
 
+import numpy as np
 import pytest
 
 from bridgehead import (
@@ -68,6 +70,29 @@ async def test_the_original_exception_is_raised_with_the_remote_one_as_its_cause
         await future
     assert type(caught.value.__cause__) is RemoteError
     assert "boom" in caught.value.__cause__.traceback[-1]
+    # This one is caught by its class, and not as a ``RemoteError``.
+    assert "To catch it" not in str(caught.value.__cause__)
+
+
+async def test_a_stop_iteration_ends_the_wait(executor: FleetExecutor) -> None:
+    """asyncio cannot raise it in who awaits, and before Python 3.12 did not end the wait."""
+    with pytest.raises(RemoteError, match="StopIteration"):
+        await asyncio.get_running_loop().run_in_executor(executor, next, iter([]))
+
+
+async def test_a_future_that_is_done_keeps_no_arguments(executor: FleetExecutor) -> None:
+    array = np.ones(3)
+    kept = weakref.ref(array)
+    future = executor.submit(len, array)
+    assert await asyncio.wrap_future(future) == 3
+    del array
+    await until(lambda: gc.collect() >= 0 and kept() is None)
+    array = np.ones(3)
+    kept = weakref.ref(array)
+    futures = [executor.submit(len, array) for _ in range(20)]
+    assert all(one.cancel() for one in reversed(futures))
+    del array
+    await until(lambda: gc.collect() >= 0 and kept() is None)
 
 
 async def test_what_cannot_be_sent_is_in_the_future(fleet: Fleet, executor: FleetExecutor) -> None:

@@ -13,10 +13,12 @@ import queue
 import sys
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bridgehead import (
@@ -242,6 +244,15 @@ async def test_a_coroutine_that_nothing_awaits_has_a_hint(loopback: Bridge) -> N
     gc.collect()  # the warning about each of them comes while it is ignored
 
 
+async def test_a_task_that_is_done_keeps_no_arguments(loopback: Bridge) -> None:
+    array = np.ones(3)
+    kept = weakref.ref(array)
+    tasks = [loopback.submit(len, array), loopback.submit(later, array)]
+    assert [await tasks[0], list(await tasks[1])] == [3, [1, 1, 1]]
+    del array
+    await until(lambda: gc.collect() >= 0 and kept() is None)
+
+
 async def test_the_turn_of_a_task_is_taken_when_it_is_submitted(loopback: Bridge) -> None:
     await loopback.push(x=1)
     task = loopback.submit(int.__add__, loopback.ref("x"), 1)
@@ -347,6 +358,7 @@ def test_a_sync_bridge_gives_futures_of_the_library() -> None:
         with pytest.raises(TimeoutError):
             task.result(timeout=0.01)
         assert task.cancel()
+        assert task.cancelled()
         with pytest.raises(concurrent.futures.CancelledError):
             task.result(timeout=60)
         assert cancelled.wait(30)
