@@ -14,8 +14,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from bridgehead._bridge.arguments import checked_objects
 from bridgehead._bridge.bridge import Bridge
-from bridgehead._bridge.whole_file import write_whole
+from bridgehead._bridge.whole_file import check_writable, write_whole
 from bridgehead._bridge.widget_models import WidgetModels
 from bridgehead._connection.outputs import COMMS, CellObserver
 from bridgehead._errors import BridgeError, NotSupported, RemoteError, RunTimeout, harmless
@@ -65,6 +66,8 @@ async def run_notebook(
         RemoteError: a cell raised; later ones did not run, and ``notebook`` is the notebook so far.
         RunTimeout: a cell took longer; with ``notebook``, too.
         ImportError: nbformat is not installed.
+        TypeError, ValueError, OSError: an argument is wrong, or ``save`` cannot be written; no cell
+            ran.
         EncodeError, MissingInKernel: as ``Bridge.push``, of the parameters.
 
     Example::
@@ -73,6 +76,11 @@ async def run_notebook(
         >>> notebook.cells[0].outputs[0].text
         '3\n'
     """
+    if not isinstance(bridge, Bridge):
+        raise TypeError(f"run_notebook() takes an open Bridge, not {type(bridge).__name__}")
+    parameters = checked_objects(parameters, {}) if parameters else {}
+    if save is not None:
+        check_writable(pathlib.Path(save))
     try:
         nbformat: Any = importlib.import_module("nbformat")
     except ImportError as error:
@@ -82,7 +90,7 @@ async def run_notebook(
     notebook = nbformat.read(path, as_version=4)
     run, failure = NotebookRun(bridge, notebook, timeout), None
     try:
-        await run.all(parameters or {})
+        await run.all(parameters)
     except BaseException as error:
         failure = error
         if isinstance(error, RemoteError | RunTimeout):

@@ -16,6 +16,22 @@ from pathlib import Path
 _IN_PLACE = (errno.EACCES, errno.EPERM, errno.EBUSY)
 
 
+def check_writable(file: Path) -> None:
+    """Check that a file can be written, before the work that it is for.
+
+    Raises:
+        OSError: it is a folder, or its folder does not exist, or this user may not write there.
+    """
+    place = file if file.exists() else file.absolute().parent
+    error = 0 if os.access(place, os.W_OK) else errno.EACCES
+    if file.is_dir():
+        error = errno.EISDIR
+    elif not place.exists():
+        error = errno.ENOENT
+    if error:
+        raise OSError(error, os.strerror(error), str(file))
+
+
 def write_whole(file: Path, data: bytes) -> None:
     """Write a file, or leave it unchanged on failure.
 

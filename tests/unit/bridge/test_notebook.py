@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bridgehead import Bridge, RemoteError, RunTimeout, SyncBridge, run_notebook
+from bridgehead import Bridge, Fleet, RemoteError, RunTimeout, SyncBridge, run_notebook
 from bridgehead._bridge.notebook import NotebookRun
 
 STREAM = {"output_type": "stream", "name": "stdout", "text": ["of an earlier run\n"]}
@@ -104,13 +104,33 @@ async def test_the_first_failure_ends_the_run(loopback: Bridge, tmp_path: Path) 
 async def test_a_file_that_cannot_be_written_does_not_hide_the_failure(
     loopback: Bridge, tmp_path: Path
 ) -> None:
-    file, nowhere = written(tmp_path, ("1 / 0", [])), tmp_path / "nowhere" / "saved.ipynb"
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    code = f"__import__('os').rmdir({str(folder)!r})\n1 / 0"
     with pytest.raises(RemoteError, match="ZeroDivisionError") as caught:
-        await run_notebook(loopback, file, save=nowhere)
+        await run_notebook(loopback, written(tmp_path, (code, [])), save=folder / "saved.ipynb")
     assert outputs(caught.value.notebook)[0][0]["ename"] == "ZeroDivisionError"
     assert "FileNotFoundError" in caught.value.__notes__[-1]
-    with pytest.raises(FileNotFoundError):
-        await run_notebook(loopback, written(tmp_path, ("1", [])), save=nowhere)
+
+
+async def test_a_wrong_argument_is_reported_before_any_cell_runs(
+    loopback: Bridge, tmp_path: Path
+) -> None:
+    file = written(tmp_path, ("ran = True", ["parameters"]))
+    wrong: list[tuple[Any, Any, str]] = [
+        ({"save": tmp_path / "nowhere" / "saved.ipynb"}, FileNotFoundError, "nowhere/saved.ipynb"),
+        ({"save": tmp_path}, IsADirectoryError, str(tmp_path)),
+        ({"save": 5}, TypeError, "int"),
+        ({"parameters": {"a b": 1}}, ValueError, "'a b' is not a Python identifier"),
+        ({"parameters": ["x"]}, TypeError, "takes a mapping of names to objects, not list"),
+        ({"timeout": "5"}, TypeError, "seconds or None, not '5'"),
+    ]
+    for options, error, words in wrong:
+        with pytest.raises(error, match=words):
+            await run_notebook(loopback, file, **options)
+    with pytest.raises(TypeError, match=r"run_notebook\(\) takes an open Bridge, not Fleet"):
+        await run_notebook(Fleet([loopback]), file)  # type: ignore[arg-type]
+    assert not await loopback.exists("ran")
 
 
 async def test_all_but_outputs_is_written_as_it_was(loopback: Bridge, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -66,6 +65,8 @@ def run_file(
     target: Target, file: str, output: str, parameters: Mapping[str, Any], as_json: bool
 ) -> int:
     """Run a notebook, write it, and return the exit code."""
+    from bridgehead._bridge.whole_file import check_writable
+
     try:
         nbformat: Any = import_module("nbformat")
     except ImportError:
@@ -77,9 +78,9 @@ def run_file(
     except Exception as error:  # noqa: BLE001 - nbformat raises errors of many kinds
         why = line(error, 200)
         fail(f"{file} is not a notebook: {why}", UNUSABLE)
-    place = Path(output)
-    written = place if place.exists() else place.absolute().parent
-    if place.is_dir() or not os.access(written, os.W_OK):
+    try:
+        check_writable(Path(output))
+    except OSError:
         fail(f"{output} can't be written; nothing ran", UNUSABLE)
     return finish(_run(target, notebook, output, parameters, as_json))
 
