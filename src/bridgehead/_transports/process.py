@@ -32,9 +32,14 @@ def checked_limits(limits: Mapping[str, int] | None) -> dict[str, int]:
     """Return the limits of a process.
 
     Raises:
+        TypeError: they are no mapping.
         ValueError: one is not known, or is not a number above 0, or is above that of this process.
         NotSupported: this is not Linux.
     """
+    if not isinstance(limits, Mapping | None):
+        raise TypeError(
+            f"limits= takes a mapping such as {{'memory': 4 << 30}}, not {type(limits).__name__}"
+        )
     for name, limit in (limits or {}).items():
         if name not in LIMITS:
             raise ValueError(f"limits= has {name!r}; known limits are {', '.join(LIMITS)}")
@@ -144,13 +149,14 @@ class KernelProcess:
         return True
 
     def how(self) -> str:
-        """Say how the kernel ended."""
+        """Say how the kernel ended, and under which limits: they may have ended it."""
+        limited = f", with limits={dict(self._limits)}" if self._limits else ""
         if self.exit_code is None:
-            return "ended"
+            return f"ended{limited}"
         with contextlib.suppress(ValueError):
             if self.exit_code < 0:
-                return f"was killed by {signal.Signals(-self.exit_code).name}"
-        return f"ended with exit code {self.exit_code}"
+                return f"was killed by {signal.Signals(-self.exit_code).name}{limited}"
+        return f"ended with exit code {self.exit_code}{limited}"
 
     def last_words(self) -> str:
         if self._log is None or self._log.closed:

@@ -129,8 +129,14 @@ async def test_a_kernel_that_its_command_forks_has_the_limits(
 @pytest.mark.skipif(sys.platform != "linux", reason="prlimit is of Linux")
 async def test_the_system_ends_a_kernel_that_computes_too_long() -> None:
     async with Bridge.launch(limits={"cpu": 3}) as bridge:
-        with pytest.raises(KernelDied):
+        with pytest.raises(KernelDied, match="killed by SIGKILL, with limits={'cpu': 3}"):
             await bridge.run("while True: pass", timeout=60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit is of Linux")
+async def test_a_limit_that_no_kernel_can_live_with_is_named() -> None:
+    with pytest.raises(KernelDied, match="was killed by .*, with limits={'memory': 4096}"):
+        await Bridge.launch(limits={"memory": 4096})
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prlimit is of Linux")
@@ -172,6 +178,8 @@ async def test_a_wrong_folder_leaves_nothing(
 async def test_a_wrong_limit_starts_nothing(limits: Any) -> None:
     with pytest.raises(ValueError, match="limits"):
         await Bridge.launch(limits=limits)
+    with pytest.raises(TypeError, match="limits= takes a mapping such as .* not list"):
+        await Bridge.launch(limits=list(limits))  # type: ignore[arg-type]
     wrong: Any = "PATH"
     with pytest.raises(TypeError, match="inherit_env="):
         await Bridge.launch(inherit_env=wrong)
