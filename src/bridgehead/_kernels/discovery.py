@@ -30,7 +30,13 @@ from jupyter_core.paths import jupyter_runtime_dir
 
 from bridgehead._errors import BridgeError
 from bridgehead._kernels.connection_file import connection_files, read
-from bridgehead._kernels.jupyter_servers import JupyterServer, list_kernels, running, seconds
+from bridgehead._kernels.jupyter_servers import (
+    JupyterServer,
+    import_libraries,
+    list_kernels,
+    running,
+    seconds,
+)
 from bridgehead._kernels.launch_folder import sweep
 from bridgehead._protocol.formatting import line
 from bridgehead._transports.base import Transport
@@ -108,12 +114,16 @@ async def kernels() -> list[DiscoveredKernel]:
     require_asyncio()
     patience = Transport.timings.listed_answer
     sweep(jupyter_runtime_dir())
+    servers = list(running())
+    if servers:  # before the deadlines begin: it may take longer than a kernel may take to answer
+        with contextlib.suppress(ImportError):  # reported for each server
+            import_libraries()
     async with _context() as context:
         local, served = await asyncio.gather(
             asyncio.gather(
                 *(_look_at_file(file, context, patience) for file in connection_files())
             ),
-            asyncio.gather(*(_look_at_server(server, patience) for server in running())),
+            asyncio.gather(*(_look_at_server(server, patience) for server in servers)),
         )
     found = {Path(one.where).stem: one for one in local}
     for one in (one for server in served for one in server):

@@ -163,8 +163,20 @@ def _rest(
     headers: Mapping[str, str] | None = None,
     cookies: Mapping[str, str] | None = None,
 ) -> Rest:
+    rest = import_libraries()
+    context = _context(server.url, trusted)
+    _check_secure(server.url, insecure)
+    return rest(server.url, _sendable(server.token), context, headers, cookies)
+
+
+def import_libraries() -> type[Rest]:
+    """Import what a connection to a server needs, before anything is opened.
+
+    Raises:
+        ImportError: httpx or websockets are not installed.
+    """
     try:
-        import websockets  # noqa: F401 - fails before anything is opened
+        import websockets  # noqa: F401 - the transport needs it
 
         from bridgehead._transports.rest import Rest
     except ImportError as error:
@@ -172,9 +184,7 @@ def _rest(
             f"a kernel behind a server needs {error.name}: pip install 'bridgehead[server]'",
             name=error.name,
         ) from error
-    context = _context(server.url, trusted)
-    _check_secure(server.url, insecure)
-    return Rest(server.url, _sendable(server.token), context, headers, cookies)
+    return Rest
 
 
 def _sendable(token: str) -> str:
