@@ -46,6 +46,28 @@ def checked_objects(mapping: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     return objects
 
 
+def check_flags(**flags: object) -> None:
+    """Check options that are True or False.
+
+    Raises:
+        TypeError: one is not a bool.
+    """
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, not {type(value).__name__}")
+
+
+def check_callbacks(**functions: object) -> None:
+    """Check options that are functions of the caller's, or None.
+
+    Raises:
+        TypeError: one cannot be called.
+    """
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be callable, not {type(function).__name__}")
+
+
 def check_now(now: object) -> None:
     """Check ``now=`` of a push: an object that is meant for that name would be lost silently.
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, overload
 
 from bridgehead._bridge.arguments import (
     awaits,
+    check_flags,
     check_now,
     checked_name,
     checked_objects,
@@ -323,6 +324,7 @@ class Bridge(WorkMethods):
     ) -> tuple[Call, Trust]:
         """Return the call of a pull, and how far what it brings is trusted; check both."""
         self._connection.check()
+        check_flags(now=now)
         if not expressions:
             raise ValueError("pull() needs at least one expression, e.g. pull('x')")
         objects: dict[str, Any] = {}
@@ -418,6 +420,7 @@ class Bridge(WorkMethods):
             '[1, 2]'
         """
         self._connection.check()
+        check_flags(preview=preview, modules=modules, now=now)
         fields = {
             "pattern": checked_pattern(pattern),
             "types": checked_types(types),

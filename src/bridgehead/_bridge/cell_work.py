@@ -10,7 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bridgehead._bridge.arguments import OnTimeout, checked_objects, wants_interrupt
+from bridgehead._bridge.arguments import (
+    OnTimeout,
+    check_callbacks,
+    check_flags,
+    checked_objects,
+    wants_interrupt,
+)
 from bridgehead._connection.call import Call
 from bridgehead._connection.connection import Connection
 from bridgehead._connection.outputs import CellOutputs
@@ -52,10 +58,8 @@ class CellWork:
             raise TypeError(
                 f"run() takes the code of a cell as a string, not {type(code).__name__}"
             )
-        if not isinstance(store_history, bool):
-            raise TypeError(
-                f"store_history must be True or False, not {type(store_history).__name__}"
-            )
+        check_flags(store_history=store_history)
+        check_callbacks(on_output=on_output, on_input=on_input)
         content: dict[str, Any] = {
             "code": code,
             "silent": False,

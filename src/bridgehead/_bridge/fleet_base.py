@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
+from bridgehead._bridge.arguments import check_callbacks, check_flags
 from bridgehead._bridge.bridge import Bridge, HandoffTargets
 from bridgehead._bridge.fan_out import FanOut
 from bridgehead._bridge.opening import Opening
@@ -250,8 +251,7 @@ class FleetBase(Sequence[Bridge], HandoffTargets):
         on_output = options.get("on_output")
         if on_output is None:
             return dict(options)
-        if not callable(on_output):
-            raise TypeError(f"on_output must be callable, not {type(on_output).__name__}")
+        check_callbacks(on_output=on_output)
 
         def note(message: Message) -> None:
             try:
@@ -368,17 +368,6 @@ class FleetBase(Sequence[Bridge], HandoffTargets):
     def _stand_ins(self) -> Mapping[type, Callable[[Any], Any]]:
         """How to pickle what stands for something else; see ``CellMethods._stand_ins``."""
         return self[0]._stand_ins if len(self) == 1 else REFUSED
-
-
-def check_flags(**flags: object) -> None:
-    """Check options that are True or False.
-
-    Raises:
-        TypeError: one is not a bool.
-    """
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} must be True or False, not {type(value).__name__}")
 
 
 def refuse_ref(value: Any) -> None:

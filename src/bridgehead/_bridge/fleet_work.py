@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any, TypeVar, overload
 
 from bridgehead._bridge.arguments import (
+    check_flags,
     check_now,
     checked_objects,
     checked_size,
@@ -20,7 +21,7 @@ from bridgehead._bridge.arguments import (
 )
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.executor import FleetExecutor
-from bridgehead._bridge.fleet_base import FleetBase, check_flags
+from bridgehead._bridge.fleet_base import FleetBase
 from bridgehead._bridge.fleet_map import ChunkSize, FleetMap, MapWork
 from bridgehead._bridge.progress import Report, reporting
 from bridgehead._bridge.scatter import divided, joined

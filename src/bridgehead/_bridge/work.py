@@ -11,6 +11,8 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from bridgehead._bridge.arguments import (
+    check_callbacks,
+    check_flags,
     checked_name,
     is_coroutine_function,
     plain_function,
@@ -79,8 +81,8 @@ class FunctionWork:
         connection.check()
         if not callable(function):
             raise TypeError(f"call() takes a function, not {type(function).__name__}")
-        if not isinstance(namespace, bool):
-            raise TypeError(f"namespace must be True or False, not {type(namespace).__name__}")
+        check_flags(namespace=namespace)
+        check_callbacks(on_output=on_output)
         self._keeps = keep is not None and keep is not False
         self.name = getattr(function, "__qualname__", type(function).__qualname__)
         self._is_async = is_coroutine_function(function)

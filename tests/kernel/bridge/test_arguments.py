@@ -170,6 +170,13 @@ async def test_arguments_of_the_wrong_type_raise_type_error(bridge: Bridge) -> N
         (lambda: bridge.push(x=1, now=[2]), r"not list; .* push\(\{'now': …\}\)"),  # type: ignore[arg-type]
         (lambda: bridge.push(x=1, progress=2), "bytes in all, not int"),
         (lambda: bridge.names(None), "pattern must be a string, not NoneType"),
+        (lambda: bridge.names(preview=1), "preview must be True or False, not int"),
+        (lambda: bridge.names(modules="no"), "modules must be True or False, not str"),
+        (lambda: bridge.names(now=1), "now must be True or False, not int"),
+        (lambda: bridge.pull("1", now=1), "now must be True or False, not int"),
+        (lambda: bridge.run("precious.append(4)", on_output=5), "on_output must be callable"),
+        (lambda: bridge.run("precious.append(4)", on_input="x"), "on_input must be callable"),
+        (lambda: bridge.call(abs, 1, on_output=5), "on_output must be callable, not int"),
     ]
     for call, message in wrong:
         with pytest.raises(TypeError, match=message):

@@ -105,6 +105,8 @@ def _text_of_numpy(value: Any, kind: Any) -> str | None:
 def _text_of_array(value: Any) -> str | None:
     if value.dtype.kind not in NUMBERS:
         return None
+    if not value.ndim:
+        return repr(value.item())
     items = [item.item() for item in islice(value.flat, ITEMS)]
     return "[%s]" % ", ".join([*map(repr, items), *(["…"] if value.size > ITEMS else [])])
 

@@ -33,6 +33,7 @@ SHOWN: list[tuple[Any, str | None]] = [
     (frozenset({1}), "frozenset({1})"),
     (np.arange(9), "[0, 1, 2, 3, 4, …]"),
     (np.ones((2, 2)), "[1.0, 1.0, 1.0, 1.0]"),
+    (np.array(5), "5"),
     (np.float64(1.5), "1.5"),
     (np.array([object()]), None),
     (pd.DataFrame({"a": [1], "b": [2]}), "columns 'a', 'b'"),
