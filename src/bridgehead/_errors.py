@@ -214,6 +214,10 @@ class BridgeError(Exception):
     NameNotFound
     """
 
+    # Of a cell that ran, its ``Result``: of ``RemoteError``, and of whatever keeps ``run`` from
+    # returning the values of ``pull=``.
+    result: Any = None
+
     def __str__(self) -> str:
         # Not super(): KeyError would show the repr of its argument, and a message is a sentence.
         return harmless(Exception.__str__(self))
@@ -380,7 +384,6 @@ class RemoteError(BridgeError):
     ZeroDivisionError begun
     """
 
-    result: Any = None
     notebook: Any = None
     _of_magic: Sequence[str] | None = None  # lines before it: a magic, and no line of code, called
     _is_printed = False  # the outputs of the cell have the traceback: that of an exception group

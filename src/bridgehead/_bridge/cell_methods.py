@@ -81,6 +81,8 @@ class CellMethods(BridgeBase):
         Raises:
             RemoteError: the cell raised, or evaluating or pickling what it gave; ``result`` holds
                 what it gave before.
+            DecodeError, UntrustedPayload: a value of ``pull=`` cannot be opened here; ``result``
+                holds what else the cell gave.
             RunTimeout: the time is over, a ``TimeoutError``; ``result`` holds the outputs so far.
                 The message says whether the cell ran or runs. With ``max_output=``, the kernel of a
                 cell that still runs has sent only the beginning of what it printed: the first half.

@@ -118,7 +118,7 @@ class CellWork:
             remote = RemoteError(type(error).__name__, str(error))
             remote.result = result
             raise remote from error
-        except RemoteError as error:
+        except BridgeError as error:
             error.result = result
             raise
         return replace(result, values=dict(zip(self._pull, self._cell.values, strict=True)))

@@ -16,6 +16,7 @@ import pytest
 
 from bridgehead import (
     Bridge,
+    DecodeError,
     EncodeError,
     NotSupported,
     RemoteError,
@@ -254,8 +255,16 @@ async def test_only_data_is_opened_of_a_kernel_that_is_not_trusted() -> None:
     async with Bridge.loopback(trust="data") as bridge:
         result = await bridge.run("b = a", push={"a": [1]}, pull=["b"])
         assert result.values == {"b": [1]}
-        with pytest.raises((UntrustedPayload, RemoteError), match="not data"):
-            await bridge.run("1", pull=["print"])
+        with pytest.raises(UntrustedPayload, match="not data") as caught:
+            await bridge.run("print('ran')", pull=["print"])
+        assert caught.value.result.stdout == "ran\n"
+
+
+async def test_values_that_cannot_be_opened_cost_no_output(loopback: Bridge) -> None:
+    code = "class Odd:\n    def __reduce__(self): return eval, ('1/0',)\nprint('ran')"
+    with pytest.raises(DecodeError, match="ZeroDivisionError") as caught:
+        await loopback.run(code, pull=["Odd()"])
+    assert caught.value.result.stdout == "ran\n"
 
 
 @pytest.mark.parametrize("options", [{"push": {"a": 1}}, {"max_output": 5}])
