@@ -377,7 +377,7 @@ async def asked_while_cut(bridge: Bridge, cells: Bridge, cut: Callable[[], objec
     """Cut at any instant of what makes one of each kind: it is made, or its outcome is unknown."""
     with seeded() as chance:
         for kind, ask in list(ASKED.items()) * 3:
-            asked: Any = asyncio.ensure_future(_awaited(ask(bridge)))
+            asked: Any = asyncio.ensure_future(awaited(ask(bridge)))
             await asyncio.sleep(chance.choice((0, 0.003, 0.01, 0.06)) * chance.random())
             cut()
             async with reported_within(6):
@@ -392,7 +392,7 @@ async def asked_while_cut(bridge: Bridge, cells: Bridge, cut: Callable[[], objec
     assert kept_and_late(bridge)[:5] == (0, 0, 0, 0, 0)
 
 
-async def _awaited(asked: Any) -> Any:
+async def awaited(asked: Any) -> Any:
     return await asked
 
 

@@ -16,11 +16,11 @@ from types import ModuleType
 from typing import Any
 
 from bridgehead._errors import (
+    BridgeError,
     DecodeError,
     EncodeError,
     IncompatiblePython,
     MissingInKernel,
-    NameNotFound,
     ProtocolError,
     UntrustedPayload,
 )
@@ -245,7 +245,8 @@ def encode(
         EncodeError: a part of the object cannot be pickled; ``path`` names it.
         PayloadTooLarge: the payload has more than ``limit`` bytes.
         ValueError: ``refs`` raised it, for a ref of another bridge.
-        NameNotFound: ``refs`` raised it, for a ref whose object was freed.
+        NameNotFound, BridgeClosed: ``refs`` raised it, for a ref whose object was freed, or for a
+            callback while the bridge closes.
     """
     used, wrong = False, None
 
@@ -255,7 +256,7 @@ def encode(
             used = True
             try:
                 return reduce(ref)
-            except (ValueError, NameNotFound) as error:
+            except (ValueError, BridgeError) as error:
                 wrong = error
                 raise
 

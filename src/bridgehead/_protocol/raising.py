@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bridgehead._errors import (
+    CLOSED_MEANWHILE,
     RESTARTED,
+    BridgeClosed,
     IncompatiblePython,
     IntegrityError,
     KernelRestarted,
@@ -174,6 +176,7 @@ _ERRORS: dict[str, Callable[[Mapping[str, Any], str, int | None], Exception]] = 
     "lost": lambda error, message, limit: ReplyLost(
         f"the connection was lost before the response arrived: {message}"
     ),
+    "closed": lambda error, message, limit: BridgeClosed(CLOSED_MEANWHILE),
     "name": _not_found,
     "missing": _missing,
     "incompatible": _incompatible,

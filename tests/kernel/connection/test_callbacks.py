@@ -20,7 +20,8 @@ import pytest
 from bridgehead import Bridge, RemoteError, SyncBridge
 from bridgehead._shipped.wire.header import EVENT_MESSAGE
 from support.elsewhere import MAJORS
-from support.kit import LANES, file_of, goes_on, reported_within, until
+from support.kit import LANES, file_of, goes_on, on_its_way, reported_within, until
+from support.promises import occupied
 from support.resources import nothing_is_kept
 
 # A kernel can't import test modules, so what they define is pickled by value, as in a script.
@@ -144,6 +145,25 @@ async def test_closing_the_bridge_frees_a_cell_that_waits_for_room(kernel: Bridg
     assert await kernel.pull("ended") is True
     await kernel.run("report(1)")  # it does nothing
     await nothing_is_kept(kernel)
+
+
+async def test_a_callback_that_is_closed_while_it_is_on_its_way_does_nothing(
+    kernel: Bridge, bridge: Bridge
+) -> None:
+    """What it goes with takes effect."""
+    seen: list[int] = []
+    report = bridge.callback(seen.append)
+    async with occupied(kernel):
+        pushing = asyncio.ensure_future(bridge.push(report=report, x=1))
+        await until(lambda: on_its_way(bridge))
+        report.close()
+        ending = bridge._connection.resources._ending
+        await until(lambda: report._calls.id not in bridge._transport.life.listeners)
+        await until(lambda: not ending.waiting)  # the kernel knows
+    await pushing
+    await bridge.run("report(x)")
+    await nothing_is_kept(kernel)
+    assert seen == []
 
 
 @pytest.mark.slow

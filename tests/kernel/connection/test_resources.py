@@ -32,12 +32,13 @@ from support.kit import (
     on_its_way,
     until,
 )
-from support.promises import occupied
+from support.promises import occupied, seeded
 from support.resources import (
     ASKED,
     KINDS,
     OWN,
     asked_while_cut,
+    awaited,
     cancelled_at_any_instant,
     ended_by_a_restart,
     goes_on_over_cuts,
@@ -120,6 +121,26 @@ async def test_a_cancel_at_any_instant_leaves_nothing(
 ) -> None:
     async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
         await cancelled_at_any_instant(bridge, kernel, 8)
+    await nothing_is_left(kernel, threads)
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_closing_at_any_instant_ends_what_is_asked(
+    kernel: Bridge, threads: list[str], lane: Any
+) -> None:
+    """It has its outcome, or reports that the bridge was closed, and nothing else."""
+    with seeded() as chance:
+        for kind, ask in list(ASKED.items()) * 4:
+            async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
+                held = bridge.submit(later, 1, 1000)  # closing waits until the kernel has ended it
+                await bridge.push(x=1)
+                asked = asyncio.ensure_future(awaited(ask(bridge)))
+                await asyncio.sleep(0.006 * chance.random())
+            outcomes = await all_of(asked, held)
+            ends = (BridgeClosed, StopAsyncIteration)
+            for one in outcomes:
+                assert isinstance(one, ends) or not isinstance(one, BaseException), (kind, one)
+            del asked, held, outcomes, one
     await nothing_is_left(kernel, threads)
 
 

@@ -18,11 +18,13 @@ import pytest
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
 from bridgehead import (
+    BridgeClosed,
     BridgeError,
     DecodeError,
     EncodeError,
     IncompatiblePython,
     MissingInKernel,
+    NameNotFound,
     UntrustedPayload,
 )
 from bridgehead._protocol import payload
@@ -135,6 +137,18 @@ def test_a_payload_is_marked_only_if_it_has_references() -> None:
     assert packed.refs
     assert payload.decode(packed.frames) == [42, 1]
     assert not payload.encode([1], {}, refs=refs).refs
+
+
+@pytest.mark.parametrize("error", [ValueError, NameNotFound, BridgeClosed])
+def test_what_a_reference_raises_is_the_error(error: type[Exception]) -> None:
+    class Handle:
+        pass
+
+    def refuse(value: Any) -> Any:
+        raise error("refused")
+
+    with pytest.raises(error, match="refused"):
+        payload.encode([Handle()], {"handle": Handle()}, refs={Handle: refuse})
 
 
 @pytest.fixture

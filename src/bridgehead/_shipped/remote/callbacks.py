@@ -266,9 +266,12 @@ class CallbackTable:
         if queue is None:
             if not self.kernel.serves_control:
                 raise WireError("unsupported", "this kernel has no thread that could send calls")
-            self.resources.check(fields)
             queue = CallQueue(fields, self)
-            self._add(queue)
+            if self.resources.is_closed(queue.id):
+                queue.left()  # its calls do nothing
+            else:
+                self.resources.check(fields)
+                self._add(queue)
         elif not isinstance(queue, CallQueue):
             raise WireError("protocol", "this resource is no callback")
         return RemoteCallback(queue, name)

@@ -48,7 +48,8 @@ class TransferTable:
         self.kernel = kernel
         self.inboxes: dict[str, Any] = {}  # an Inbox or a CompleteTransfer each
         self.outboxes: dict[str, Outbox] = {}
-        self.done: OrderedDict[str, None] = OrderedDict()
+        # By id; true for one that was withdrawn before it ran.
+        self.done: OrderedDict[str, bool] = OrderedDict()
         # By name; a large response on a direct lane goes into a segment of its socket thread.
         self.socket_threads = socket_threads
 
@@ -81,13 +82,19 @@ class TransferTable:
 
         A message that an attacker recorded and sends again does not run again.
         """
+        self.check_withdrawn(identity)
         if identity in self.done:
             raise WireError("protocol", "this request was made before; it did not run again")
         self.remember(identity)
 
-    def remember(self, identity: str) -> None:
+    def check_withdrawn(self, identity: str) -> None:
+        """Raise ``WireError`` if the client has withdrawn a request before it ran."""
+        if self.done.get(identity):
+            raise WireError("closed", "the client has withdrawn this request; it did not run")
+
+    def remember(self, identity: str, *, withdrawn: bool = False) -> None:
         """Enter a request in the replay window, and drop the oldest ones."""
-        self.done[identity] = None
+        self.done.setdefault(identity, withdrawn)
         while len(self.done) > REPLAY_WINDOW:
             self.done.popitem(last=False)  # one step, because subshells call this in other threads
 
@@ -95,6 +102,7 @@ class TransferTable:
         """Respond to a message that comes again because the connection broke meanwhile."""
         if header["op"] == "chunk":
             return {}, []
+        self.check_withdrawn(header["id"])
         outbox = self.outboxes.get(header["id"])
         if outbox is None or outbox.response is None:
             raise WireError("lost", "the request has run, and its response is no longer kept")
@@ -234,7 +242,7 @@ class TransferTable:
     def forget(self, identity: str) -> None:
         """Drop a request that its client has given up; a late message of it has no effect."""
         self.discard(identity)
-        self.remember(identity)
+        self.remember(identity, withdrawn=True)
 
     def discard(self, identity: str) -> None:
         """Drop what is kept of a request or of its response."""

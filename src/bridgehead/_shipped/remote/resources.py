@@ -124,8 +124,12 @@ class ResourceTable:
 
     def check_closed(self, header: RequestHeader) -> None:
         """Raise ``WireError`` if the client of a resource has closed it."""
-        if header["resource"] in self._closed:
-            raise WireError("protocol", "the client closed this before it was made")
+        if self.is_closed(header["resource"]):
+            raise WireError("closed", "the client closed this before it was made")
+
+    def is_closed(self, identity: str) -> bool:
+        """Return whether the client has closed a resource before it was made."""
+        return identity in self._closed
 
     def note_owner(self, header: RequestHeader) -> None:
         """Note where the sender of this request is, and that it lives."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bridgehead import NameNotFound, ProtocolError, RemoteError
+from bridgehead import BridgeClosed, NameNotFound, ProtocolError, RemoteError
 from bridgehead._protocol import payload as _payload
 from bridgehead._shipped.wire.header import KEPT
 from support.bare import Space
@@ -68,7 +68,7 @@ def test_drop_deletes_kept_objects_and_names_or_none(space: Space) -> None:
 
 def test_a_result_that_its_client_has_closed_is_not_kept(space: Space) -> None:
     space.ask("close", resources=["k1"])
-    with pytest.raises(ProtocolError, match="closed this before"):
+    with pytest.raises(BridgeClosed, match="on its way"):
         keep(space)
     assert left(space) == ([], [], [])
 

@@ -12,7 +12,7 @@ import threading
 
 import pytest
 
-from bridgehead import IntegrityError, ProtocolError, RemoteError, ReplyLost
+from bridgehead import BridgeClosed, IntegrityError, ProtocolError, RemoteError, ReplyLost
 from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import response as _response
 from bridgehead._protocol.raising import raise_error
@@ -198,6 +198,24 @@ def test_a_request_that_arrived_damaged_may_be_sent_again(space: Space) -> None:
         space.finish(header, flipped(data, 3))
     space.finish(header, data)
     assert space.fetch("a") == 1
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_a_withdrawn_request_does_not_run_and_is_no_fault_of_the_protocol(
+    space: Space, resumable: bool
+) -> None:
+    space.bind(a=1)
+    header = space.header("fetch", expressions=["a"], resumable=resumable)
+    space.ask("cancel", request=header["id"])
+    failure, _ = space.cross(header)
+    with pytest.raises(BridgeClosed):
+        raise_error(failure, ())
+    ran = space.header("fetch", expressions=["a"])
+    space.finish(ran)
+    space.ask("cancel", request=ran["id"])
+    failure, _ = space.cross(ran)
+    with pytest.raises(ProtocolError, match="made before"):
+        raise_error(failure, ())
 
 
 def test_threads_can_record_requests_at_the_same_time() -> None:
