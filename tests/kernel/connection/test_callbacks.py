@@ -15,12 +15,13 @@ from typing import Any
 
 import cloudpickle
 import numpy as np
+import psutil
 import pytest
 
 from bridgehead import Bridge, RemoteError, SyncBridge
 from bridgehead._shipped.wire.header import EVENT_MESSAGE
 from support.elsewhere import MAJORS
-from support.kit import LANES, file_of, goes_on, on_its_way, reported_within, until
+from support.kit import LANES, file_of, goes_on, on_its_way, other, reported_within, until
 from support.promises import occupied
 from support.resources import nothing_is_kept
 
@@ -227,6 +228,30 @@ async def test_events_that_are_lost_or_arrive_twice_change_nothing(bridge: Bridg
         await until(lambda: len(seen) >= 3000)
     assert seen == [*range(3000)]
     assert harmed == 7
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import atexit; atexit.register(call)",
+        "import threading; threading.Thread(target=call).start()",
+    ],
+    ids=["atexit", "thread"],
+)
+@pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+async def test_a_call_that_waits_for_room_does_not_keep_a_kernel_from_ending(
+    live: Bridge, code: str
+) -> None:
+    """What waits for the end of a kernel, or for which a kernel waits that ends, has no room."""
+    process = psutil.Process(live.info.pid)
+    async with Bridge.attach(file_of(live)) as bridge:
+        await bridge.push(report=bridge.callback(lambda step: asyncio.sleep(3600), 1, "wait"))
+        await bridge.run(f"def call(): [report(n) for n in range(9)]\n{code}")
+        async with other(live) as client:
+            client.client.shutdown()
+            async with reported_within(3):
+                while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    await asyncio.sleep(0.05)
 
 
 async def test_a_client_that_vanished_leaves_nothing(live: Bridge) -> None:

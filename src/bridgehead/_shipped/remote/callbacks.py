@@ -102,8 +102,9 @@ class CallQueue(Resource):
     def call(self, args: Any, kwargs: Any) -> None:
         """Queue a call; do nothing if the client has closed the callback.
 
-        Raises what pickling the arguments raises, and ``TimeoutError`` if there is no room, and the
-        client has sent nothing for as long as a lease lasts.
+        Raises what pickling the arguments raises. If there is no room, raises ``TimeoutError`` when
+        the client has sent nothing for as long as a lease lasts, and ``RuntimeError`` in a thread
+        or a function of ``atexit`` for which a kernel that ends waits.
         """
         if os.getpid() != self.callbacks.process:
             raise RuntimeError("a callback works in its kernel only, and not in a forked process")
@@ -112,6 +113,8 @@ class CallQueue(Resource):
         values = self.callbacks.values
         frames = snapshot(values.encode(self.header, (args, kwargs), ARGUMENTS, True)[0])
         while not self._enter(frames):
+            if self.callbacks.kernel.control_has_ended:
+                raise RuntimeError("the kernel ends; nothing takes the calls of a callback any more")
             if monotonic() - self.heard > LEASE:
                 raise TimeoutError("the client of this callback does not answer any more")
             with suppress(Empty):

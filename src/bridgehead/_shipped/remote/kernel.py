@@ -370,6 +370,12 @@ class Kernel:
         with suppress(RuntimeError):  # the kernel ends
             self.shell.kernel.control_thread.io_loop.add_callback(function)
 
+    @property
+    def control_has_ended(self) -> bool:
+        """Whether the thread of the control channel serves nothing any more: the kernel ends."""
+        loop = getattr(self.shell.kernel.control_thread.io_loop, "asyncio_loop", None)
+        return loop is not None and not loop.is_running()
+
     def send_event(
         self, owner: str, content: dict[str, str], parts: list[memoryview], address: Any
     ) -> None:
