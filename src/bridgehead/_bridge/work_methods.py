@@ -313,7 +313,7 @@ class WorkMethods(CellMethods):
                 there is room. What ``function`` then asks of this bridge needs ``now=True``: the
                 cell may wait for ``function``. Without it, and in a wait for a task, an item or a
                 watch of this bridge, it is ``NotSupported``. If the client vanishes, the call
-                raises ``TimeoutError`` after ten minutes.
+                raises ``TimeoutError`` after ten minutes; if the kernel ends, ``RuntimeError``.
 
         Raises:
             TypeError: ``function`` cannot be called.

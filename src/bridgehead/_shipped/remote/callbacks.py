@@ -114,7 +114,7 @@ class CallQueue(Resource):
         frames = snapshot(values.encode(self.header, (args, kwargs), ARGUMENTS, True)[0])
         while not self._enter(frames):
             if self.callbacks.kernel.control_has_ended:
-                raise RuntimeError("the kernel ends; nothing takes the calls of a callback any more")
+                raise RuntimeError("the kernel ends and takes no calls of a callback any more")
             if monotonic() - self.heard > LEASE:
                 raise TimeoutError("the client of this callback does not answer any more")
             with suppress(Empty):
