@@ -50,7 +50,17 @@ def reduce_arrow(array: Any) -> Any:
             array = copy.cast(array.type)
     elif total > needed + needed // 8 + SLACK:
         array = pyarrow.concat_arrays([array])  # copies the slice into buffers of its own
+        if "dense_union" in str(array.type) and array.get_total_buffer_size() > 2 * needed + SLACK:
+            array = _taken(array)
     return array.__reduce_ex__(5)
+
+
+def _taken(array: Any) -> Any:
+    """Return a copy of an array; ``concat_arrays`` keeps all items that a dense union refers to."""
+    try:
+        return array.take(sys.modules["pyarrow"].array(range(len(array))))
+    except NotImplementedError:  # a type beside the union that Arrow takes no items of
+        return array
 
 
 _VIEWS = {"string_view": "large_string", "binary_view": "large_binary"}

@@ -13,6 +13,11 @@ from bridgehead import Bridge
 from bridgehead._shipped.wire import pickling
 
 COUNT = 20_000
+MIXED = pa.UnionArray.from_dense(
+    pa.array([0, 1] * (COUNT // 2), pa.int8()),
+    pa.array([n // 2 for n in range(COUNT)], pa.int32()),
+    [pa.array(np.arange(COUNT)), pa.array([f"text {n}" for n in range(COUNT)])],
+)
 ARRAYS: dict[str, Any] = {
     "floats": pa.array(np.arange(COUNT, dtype="f8")),
     "booleans": pa.array([True, False] * (COUNT // 2)),
@@ -22,6 +27,8 @@ ARRAYS: dict[str, Any] = {
     "lists": pa.array([[n, n] for n in range(COUNT)]),
     "structs": pa.array([{"a": n} for n in range(COUNT)]),
     "categories": pa.array(["x", "y"] * (COUNT // 2)).dictionary_encode(),
+    "unions": MIXED,
+    "unions in structs": pa.StructArray.from_arrays([MIXED], ["a"]),
     "decimals": pa.array(range(COUNT), pa.decimal128(10)),
 }
 
