@@ -1,8 +1,9 @@
 """Tensors of torch: their gradients, and views that share memory where their base crosses too.
 
 Rule: as ``reducers`` says. torch pickles the whole storage of a tensor, once for each tensor, and
-leaves out ``grad``. Here a tensor sends the part of its storage that it covers. Tensors whose parts
-overlap share them again where they arrive, so a view of a tensor that crosses, too, is its view.
+leaves out ``grad``. Here a tensor sends the part of its storage that it covers, or its items alone
+where the gaps between them are larger, as in a column of a matrix. Tensors whose parts overlap
+share them again where they arrive, so a view of a tensor that crosses, too, is its view.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.libraries import builder, finder
 
 _ALIGNED = 16  # bytes; a tensor of any type may begin there
+GAPS = 4096  # bytes between the items of a tensor that cross with it in any case
 
 
 @finder
@@ -36,7 +38,7 @@ class Tensors:
     """
 
     def __init__(self) -> None:
-        # Start and end of what is sent together, by address and size of the storage.
+        # Start and end of what several tensors share, by address and size of the storage.
         self.segments: dict[Any, list[tuple[int, int]]] = {}
         self.met: dict[Any, list[tuple[int, int]]] = {}  # start and end of each tensor
         self.memories: dict[Any, TensorMemory] = {}
@@ -57,6 +59,7 @@ class Tensors:
             and tensor.layout is torch.strided
             and tensor.device.type == "cpu"
             and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+            and not getattr(tensor, "is_nested", False)
             and not tensor._backward_hooks
             and hasattr(tensor, "untyped_storage")  # from torch 2.0 on
             and "numpy" in sys.modules
@@ -66,47 +69,50 @@ class Tensors:
             if gradient is None or len(reduced) != 2:
                 return reduced
             return (*reduced, ({}, gradient), None, None, set_tensor_state)
-        memory, offset = self._memory(tensor)
-        parts = tuple(tensor.size()), tensor.stride(), tensor.requires_grad
+        memory, offset, stride = self._memory(tensor)
+        parts = tuple(tensor.size()), stride, tensor.requires_grad
         is_parameter = type(tensor) is not torch.Tensor
         arguments = (memory, tensor.dtype, offset, *parts, is_parameter)
         if gradient is None and not vars(tensor):
             return make_tensor, arguments
         return make_tensor, arguments, (vars(tensor), gradient), None, None, set_tensor_state
 
-    def _memory(self, tensor: Any) -> tuple[Any, int]:
-        """Return the memory that a tensor is sent with, and its place in it, in bytes."""
-        storage, width = tensor.untyped_storage(), tensor.element_size()
+    def _memory(self, tensor: Any) -> tuple[Any, int, Any]:
+        """Return the memory that a tensor is sent with, its place in bytes there, and its stride."""
+        storage, width, stride = tensor.untyped_storage(), tensor.element_size(), tensor.stride()
         start = tensor.storage_offset() * width
-        last = sum((n - 1) * step for n, step in zip(tensor.size(), tensor.stride()))
+        last = sum((n - 1) * step for n, step in zip(tensor.size(), stride))
         end = start + (last + 1) * width if tensor.numel() else start
         key = storage.data_ptr(), storage.nbytes()
         self.met.setdefault(key, []).append((start, end))
-        low, high = start // _ALIGNED * _ALIGNED, end
-        if key not in self.segments:
-            return TensorMemory(storage, low, high), start - low
-        segments = self.segments[key]
-        first, beyond = segments[bisect_right(segments, (start, storage.nbytes())) - 1]
-        if end <= beyond:
-            low, high = first, beyond
-        if (key, low) not in self.memories:
-            self.memories[key, low] = TensorMemory(storage, low, high)
-        return self.memories[key, low], start - low
+        segments = self.segments.get(key, [])
+        at = bisect_right(segments, (start, storage.nbytes())) - 1
+        if at >= 0 and end <= segments[at][1]:
+            low, high = segments[at]
+            if (key, low) not in self.memories:
+                self.memories[key, low] = TensorMemory(storage, low, high)
+            return self.memories[key, low], start - low, stride
+        if end - start > 2 * tensor.numel() * width + GAPS:
+            items = tensor.detach().clone()  # with the axes in the same order
+            own = items.untyped_storage()
+            return TensorMemory(own, 0, own.nbytes()), 0, items.stride()
+        low = start // _ALIGNED * _ALIGNED
+        return TensorMemory(storage, low, end), start - low, stride
 
     def _overlapping(self) -> dict[Any, list[tuple[int, int]]]:
         """Return what must be sent together, by storage; nothing if no two tensors overlap."""
         found: dict[Any, list[tuple[int, int]]] = {}
         for key, parts in self.met.items():
             joined: list[tuple[int, int]] = []
-            overlap = False
+            shared: set[int] = set()  # where those begin that several tensors are in
             for start, end in sorted(parts):
                 if joined and start < joined[-1][1] and end > start:
                     joined[-1] = joined[-1][0], max(joined[-1][1], end)
-                    overlap = True
+                    shared.add(joined[-1][0])
                 else:
                     joined.append((start // _ALIGNED * _ALIGNED, end))
-            if overlap:
-                found[key] = joined
+            if shared:
+                found[key] = [part for part in joined if part[0] in shared]
         return found
 
 

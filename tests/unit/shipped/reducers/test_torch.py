@@ -76,6 +76,29 @@ def test_a_view_sends_its_own_bytes() -> None:
     assert [part.tolist() for part in back] == [[500, 501, 502], [900, 901]]
 
 
+@pytest.mark.parametrize("shape", ["column", "every hundredth", "columns of a part"])
+def test_a_view_with_gaps_sends_its_items_alone(shape: str) -> None:
+    matrix = BASE.view(1000, 1000)
+    view = {
+        "column": matrix[:, 3],
+        "every hundredth": BASE[7::100],
+        "columns of a part": matrix[5:15, 100:102].T,
+    }[shape]
+    (back, small), nbytes = crossed([view, matrix[0, :3]])
+    assert nbytes < view.numel() * 4 + 500
+    assert torch.equal(back, view)
+    assert small.tolist() == [0, 1, 2]
+    back, whole = crossed([view, BASE])[0]
+    whole[:] = -1.0
+    assert back.unique().tolist() == [-1]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_crosses() -> None:
+    back, _ = crossed(torch.nested.nested_tensor([torch.ones(2), torch.zeros(3)]))
+    assert [part.tolist() for part in back.unbind()] == [[1, 1], [0, 0, 0]]
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_views_share_memory_with_a_base_that_crosses_too(order: int) -> None:
     parts = [BASE, BASE[:], BASE.view(2, -1), BASE[5:8], BASE.view(torch.int32)][::order]
