@@ -23,9 +23,11 @@ PUBLIC_NAMES = {"bind": "push", "fetch": "pull", "drop": "delete", "has": "exist
 
 
 def check_seconds(seconds: object) -> None:
-    """Raise ``TypeError`` unless ``seconds`` is a number or None."""
+    """Raise ``TypeError`` or ``ValueError`` unless ``seconds`` is a number or None."""
     if seconds is not None and not isinstance(seconds, (int, float)):
         raise TypeError(f"timeout= takes a number of seconds or None, not {seconds!r}")
+    if seconds != seconds:  # nan: an event loop cannot sort it among its timers
+        raise ValueError("timeout= takes a number of seconds or None, not nan")
 
 
 class Deadline:

@@ -6,6 +6,7 @@ Each case runs on a loopback and on a real kernel, over two lanes.
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import threading
 from collections.abc import AsyncIterator
@@ -224,6 +225,15 @@ async def test_a_timeout_raises_timeout_error(bridge: Bridge) -> None:
     with pytest.raises(TimeoutError, match=r"pull timed out after 0\.05 s: the kernel is"):
         await bridge.pull("time.sleep(0.5)", timeout=0.05)
     await bridge.run("del time")
+
+
+async def test_a_timeout_of_nan_is_a_value_error(bridge: Bridge) -> None:
+    for call in (bridge.pull("1", timeout=math.nan), bridge.run("1", timeout=-math.nan)):
+        with pytest.raises(ValueError, match="seconds or None, not nan"):
+            await call
+    with pytest.raises(ValueError, match="seconds or None, not nan"):
+        Bridge.launch(timeout=math.nan)
+    assert await bridge.pull("1", timeout=math.inf) == 1
 
 
 async def test_a_bridge_used_in_another_event_loop_raises_runtime_error(bridge: Bridge) -> None:

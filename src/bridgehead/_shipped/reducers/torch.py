@@ -78,7 +78,7 @@ class Tensors:
         return make_tensor, arguments, (vars(tensor), gradient), None, None, set_tensor_state
 
     def _memory(self, tensor: Any) -> tuple[Any, int, Any]:
-        """Return the memory that a tensor is sent with, its place in bytes there, and its stride."""
+        """Return the memory that a tensor is sent with, the byte where it begins, its stride."""
         storage, width, stride = tensor.untyped_storage(), tensor.element_size(), tensor.stride()
         start = tensor.storage_offset() * width
         last = sum((n - 1) * step for n, step in zip(tensor.size(), stride))
