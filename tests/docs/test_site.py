@@ -11,13 +11,16 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from playwright.async_api import async_playwright
 
 import bridgehead
 from bridgehead._tools.cli.group import COMMANDS
 from support.docstrings import public
+from support.lab import CHROMIUM, CONTRASTS, FLAGS, NEEDS_CHROMIUM, PATIENCE
 from support.pages import PAGES, SITE
 
 pytestmark = pytest.mark.docs
@@ -130,6 +133,34 @@ def test_markup_that_was_not_understood_is_not_shown(pages: dict[Path, Page]) ->
     for file, page in pages.items():
         for mark in ("``", ">>>", "~bridgehead", "~typing"):
             assert mark not in page.text, file
+
+
+@NEEDS_CHROMIUM
+@pytest.mark.parametrize("theme", ["light", "dark"])
+async def test_each_page_can_be_read_on_a_narrow_screen(
+    site: Path, pages: dict[Path, Page], theme: Literal["light", "dark"]
+) -> None:
+    """Texts have the contrast that WCAG 2 asks for (AA), and no page is wider than the screen."""
+    texts, unreadable = 0, list[tuple[str, str]]()
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        phone = {"width": 360, "height": 800}  # CSS pixels
+        shown = await browser.new_page(viewport=phone, color_scheme=theme)
+        shown.set_default_timeout(PATIENCE)
+        for file in pages:
+            await shown.goto(file.as_uri())
+            assert await shown.locator("html").get_attribute("data-theme") == theme
+            name = str(file.relative_to(site))
+            # The theme has a page that is too wide scroll below its head.
+            wide = "parts => parts.filter((part) => part.scrollWidth > part.clientWidth).length"
+            is_wide = await shown.locator("html, article").evaluate_all(wide)
+            seen = await shown.locator("article").evaluate_all(CONTRASTS)
+            texts += len(seen)
+            unreadable += [(name, "wider than the screen")] if is_wide else []
+            unreadable += [(name, text) for text, ratio in seen if ratio < 4.5]
+        await browser.close()
+    assert texts > 10 * len(pages)
+    assert unreadable == []
 
 
 @pytest.mark.parametrize("name", ["launch", "attach", "connect", "over"])

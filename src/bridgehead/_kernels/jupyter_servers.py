@@ -23,7 +23,7 @@ from urllib.parse import SplitResult, parse_qs, urlsplit, urlunsplit
 
 from jupyter_core.paths import jupyter_runtime_dir
 
-from bridgehead._errors import BridgeError, InsecureConnection, KernelNotFound
+from bridgehead._errors import BridgeError, InsecureConnection, KernelNotFound, NotSent
 from bridgehead._kernels.connection_file import not_itself, own_id, read
 from bridgehead._kernels.listeners import listens
 from bridgehead._protocol.formatting import line, short_list
@@ -282,7 +282,11 @@ async def _give_up(rest: Rest, found: asyncio.Future[str] | None, owned: bool) -
     try:
         if found is not None and owned:
             async with asyncio.timeout(Transport.timings.start_cancelled):
-                await rest.end(await found)
+                try:
+                    started = await found
+                except NotSent:  # the server refused to start one
+                    return
+                await rest.end(started)
         elif found is not None:
             found.cancel()
     except (TimeoutError, BridgeError) as error:  # the caller raises the first error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from bridgehead import Bridge, BridgeError
+from bridgehead import Bridge, BridgeError, KernelNotFound
 from bridgehead._kernels.jupyter_servers import find
 from support.other_user import NOBODY, needs_other_user
+from support.web import answering, reply
 
 SECRET = "s3cr3t-T0KEN"
 BAD = [
@@ -197,3 +199,18 @@ def test_the_pages_of_a_server_lead_to_it(path: str, page: str) -> None:
 def test_an_address_names_a_kernel(server: str) -> None:
     found = find(f"https://h/{server}api/kernels/k-1?token={SECRET}", None)
     assert (found.url, found.kernel_id) == (f"https://h/{server}", "k-1")
+
+
+async def test_a_server_that_refuses_to_start_a_kernel_left_none(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    version = reply({"version": "2.21.1"})
+    refusal = reply({"message": "Forbidden"}, "403 Forbidden")
+
+    async def answer(path: str, writer: asyncio.StreamWriter) -> None:
+        await (refusal if "kernels" in path else version)(path, writer)
+
+    async with answering(answer) as url:
+        with pytest.raises(KernelNotFound, match="403 Forbidden"):
+            await Bridge.connect(url, SECRET)
+    assert [record.getMessage() for record in caplog.records if record.levelname != "DEBUG"] == []
