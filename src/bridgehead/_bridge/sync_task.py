@@ -65,8 +65,8 @@ class SyncTask(Future[T]):
         async def cancel() -> bool:
             if not self._task.cancel():
                 return False
-            await asyncio.wait([self._task._work])  # as ``cancelled`` is true behind this
-            return True
+            await asyncio.wait([self._task._work])  # ``cancelled`` is true behind this
+            return self._task.cancelled()
 
         with contextlib.suppress(BridgeClosed):
             return self._bridge._wait(cancel)
