@@ -32,6 +32,7 @@ from bridgehead._errors import (
     BridgeError,
     KernelRestarted,
     NameNotFound,
+    NotExecuted,
     NotSent,
     OutcomeUnknown,
 )
@@ -282,6 +283,7 @@ class MapWork:
             task.cancel()
         self._results.clear()
         self._again.clear()
+        self._source = iter(())  # a generator is closed, though the caller may keep the map
         for worker in self._workers:
             worker.forget(worker.function)
 
@@ -392,7 +394,8 @@ class MapWork:
                 self._refused(items, index, error)
         except Exception as error:  # noqa: BLE001 - raised, or given, in place of the results
             # A ref that belongs to another kernel is a ValueError.
-            self._refused(items, index, error, apart=isinstance(error, (NotSent, ValueError)))
+            apart = isinstance(error, (NotSent, NotExecuted, ValueError))
+            self._refused(items, index, error, apart=apart)
         else:
             self._measure(seconds, request.nbytes, len(outcomes))
             for item, outcome in zip(items, outcomes, strict=False):

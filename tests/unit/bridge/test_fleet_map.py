@@ -23,6 +23,7 @@ from bridgehead import (
     EncodeError,
     Fleet,
     FleetMap,
+    MissingInKernel,
     NameNotFound,
     ProtocolError,
     RemoteError,
@@ -404,6 +405,21 @@ async def test_a_result_that_cannot_be_pickled_fails_alone(fleet: Fleet) -> None
     assert "cannot be pickled" in str(found[2])
 
 
+class Lacking:
+    """Its module is not there where it arrives."""
+
+    def __reduce__(self) -> Any:
+        return __import__, ("no_such_module",)
+
+
+async def test_an_item_whose_module_is_missing_fails_alone(fleet: Fleet) -> None:
+    items = [1, Lacking(), 3]
+    results = fleet.map(double, items, chunksize=3, return_exceptions=True)
+    found: list[Any] = [one async for one in results]
+    assert (found[0], found[2]) == (2, 6)
+    assert type(found[1]) is MissingInKernel
+
+
 async def test_an_item_that_cannot_be_pickled_fails_alone(fleet: Fleet) -> None:
     items = [1, threading.Lock(), 3]
     results = fleet.map(lambda item: item, items, chunksize=3, return_exceptions=True)
@@ -589,6 +605,21 @@ async def test_leaving_it_withdraws_what_has_not_begun(fleet: Fleet) -> None:
     await nothing_is_left(fleet)
     await asyncio.sleep(0.05)
     assert len(calls) == begun < 200
+
+
+async def test_leaving_it_closes_the_generator(fleet: Fleet) -> None:
+    closed = []
+
+    def items() -> Iterator[int]:
+        try:
+            yield from itertools.count()
+        finally:
+            closed.append(True)
+
+    async with fleet.map(double, items()) as results:
+        assert await anext(results) == 0
+    assert closed == [True]
+    assert [one async for one in results] == []
 
 
 async def test_a_dropped_map_ends(fleet: Fleet) -> None:
