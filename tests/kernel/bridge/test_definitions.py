@@ -524,6 +524,14 @@ async def test_what_has_a_name_here_is_not_another_object_of_that_name(
     await kernel.run(f"del sys.modules[{__name__!r}]")
 
 
+@pytest.mark.parametrize("value", [P, UserId], ids=["P", "UserId"])
+async def test_the_first_object_of_a_kernel_is_itself_again(value: Any) -> None:
+    """L2. Nothing has imported cloudpickle in the kernel yet, which knows identities."""
+    async with Bridge.launch() as bridge:
+        await bridge.push(v=value)
+        assert await bridge.pull("v") is value
+
+
 class Named:
     def __reduce__(self) -> str:
         return "NAMED_OBJECT"

@@ -31,6 +31,7 @@ if __package__:  # in the kernel, all shipped files are one module
         has_own_name,
         is_by_value,
         is_single_dispatch,
+        make_type_parameter,
         reduce_descriptor,
         reduce_single_dispatch,
         share_cells,
@@ -310,6 +311,8 @@ class Unpickler(pickle.Unpickler):
             if module == "bridgehead" and name in self.stands_for:
                 return self.stands_for[name]
             if module[:11] in ("bridgehead.", "_bridgehead"):  # this package, in either process
+                if name == make_type_parameter.__name__:
+                    pickler_type()  # imports cloudpickle, if it is installed: it knows identities
                 return self.open_pickle if name == open_pickle.__name__ else BUILDERS[name]
         return super().find_class(module, name)
 
