@@ -173,6 +173,10 @@ class Other:
         """Send a cell with stop_on_error, as a notebook does; return the request's id."""
         return self.client.execute(code, **{"allow_stdin": False, **options})
 
+    async def begun(self, request: str) -> None:
+        """Wait until the kernel says that it serves a submitted cell."""
+        await _message(self.client.get_iopub_msg, request)
+
     async def answer(self, request: str) -> dict[str, Any]:
         """Return the content of the reply to a submitted cell."""
         while request not in self._replies:

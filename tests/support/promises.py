@@ -43,6 +43,7 @@ async def occupied(bridge: Bridge) -> AsyncIterator[None]:
     await bridge.push(_go_on=False)
     async with other(bridge) as client:
         cell = client.submit("import time\nwhile not _go_on: time.sleep(0.01)")
+        await client.begun(cell)  # the bridge may still have the state of what ran before
         await until(lambda: bridge.state == "busy")
         try:
             yield

@@ -342,6 +342,8 @@ async def test_a_kernel_whose_autorestarter_gives_up_is_reported_on_every_call(
     manager = AsyncIOLoopKernelManager(kernel_name="crashes", autorestart=True, config=config)
     await manager.start_kernel()
     try:
+        async with other(manager.connection_file):  # it listens
+            pass
         async with Bridge.attach(manager.connection_file) as bridge:
             gave_up = asyncio.Event()
             manager.add_restart_callback(gave_up.set, "dead")
