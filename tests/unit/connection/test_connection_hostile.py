@@ -59,12 +59,12 @@ WIDE = LARGE[: CHUNK + 1]  # in two
 ABSENT = object()
 slow = pytest.mark.slow
 LESS = ("echo", "cut_behind", "restarted_behind")  # each much like another one
-WORLDS = [  # the lane, whether a broken connection is made again, and the harms
+# The lane, whether a broken connection is made again, and the harms. The slow ones are the other
+# two pairs of lane and connection.
+WORLDS = [
     pytest.param("buffers", False, tuple(harm for harm in HARMS if harm not in LESS), id="buffers"),
     pytest.param("inline", True, ("drop", "cut", "replaced", *LESS), id="inline-resumable"),
-    pytest.param("buffers", False, HARMS, id="buffers-all", marks=slow),
     pytest.param("buffers", True, HARMS, id="buffers-resumable-all", marks=slow),
-    pytest.param("inline", True, HARMS, id="inline-resumable-all", marks=slow),
     pytest.param("inline", False, HARMS, id="inline-all", marks=slow),
 ]
 
