@@ -92,33 +92,36 @@ def allocate(size: int) -> memoryview:
 
 
 def copy_into(target: memoryview, source: memoryview) -> None:
-    """Copy bytes into memory from ``allocate``, in steps; other threads can run in between.
-
-    With numpy loaded, other threads run during the steps as well; nothing here imports it.
+    """Copy bytes into memory from ``allocate``; see ``copy_bytes``.
 
     A virtual machine may get huge pages from its host, one small page after the other: touching
     1 GB then took 3 s. Small pages, which the machine still had, took 0.7 s, and huge pages that it
     still had 0.3 s (measured). So a frame gets huge pages until one copy meets two that are slow.
     """
-    if target.nbytes <= COPIED_AT_ONCE:
-        target[:] = source
-        return
-    numpy: Any = sys.modules.get("numpy")
     slow = 0
-    step = COPIED_AT_ONCE if numpy is None else HUGE_PAGE
-    for at in range(0, target.nbytes, step):
+    for at in range(0, target.nbytes, HUGE_PAGE):
         began = thread_time()  # not the wall's: another thread may run meanwhile
-        stop = min(at + step, target.nbytes)
-        try:
-            new = numpy.frombuffer(target[at:stop], "u1")
-            numpy.copyto(new, numpy.frombuffer(source[at:stop], "u1"))
-        except Exception:  # there is no numpy, or it is broken
-            for start in range(at, stop, COPIED_AT_ONCE):
-                end = min(start + COPIED_AT_ONCE, stop)
-                target[start:end] = source[start:end]
+        copy_bytes(target[at : at + HUGE_PAGE], source[at : at + HUGE_PAGE])
         slow += thread_time() - began > SLOW_STEP
         if slow == 2:
             use_small_pages(target.obj)
+
+
+def copy_bytes(target: memoryview, source: memoryview) -> None:
+    """Copy bytes; other threads can run between the steps of a long copy.
+
+    With numpy loaded, other threads run during the copy as well; nothing here imports it. A thread
+    that only may run between two steps waits for its turn, mostly 5 ms.
+    """
+    if target.nbytes > COPIED_AT_ONCE:
+        try:
+            numpy: Any = sys.modules["numpy"]
+            numpy.copyto(numpy.frombuffer(target, "u1"), numpy.frombuffer(source, "u1"))
+        except Exception:  # there is no numpy, or it is broken
+            for at in range(0, target.nbytes, COPIED_AT_ONCE):
+                target[at : at + COPIED_AT_ONCE] = source[at : at + COPIED_AT_ONCE]
+    else:
+        target[:] = source
 
 
 def use_small_pages(block: Any) -> None:

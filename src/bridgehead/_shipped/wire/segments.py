@@ -19,6 +19,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.slabs import (
         ABSENT,
         MAPPED,
+        MAPPED_AT_ONCE,
         PORTION,
         WRITTEN,
         Extents,
@@ -71,7 +72,7 @@ class Segment:
         elif self.pages != ABSENT:
             block = slab.map()
             if total > self._mapped:
-                for _ in populate(block, start + self._mapped, start + total):
+                for _ in populate(block, start + self._mapped, start + total, MAPPED_AT_ONCE):
                     yield 0
                 self._mapped = total
                 if total > self.capacity - mmap.PAGESIZE:

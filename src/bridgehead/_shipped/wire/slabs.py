@@ -28,7 +28,7 @@ from typing import Any, Callable, Iterator, List, Sequence, Tuple
 from weakref import WeakSet
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.wire.frames import ALIGN, allocate
+    from bridgehead._shipped.wire.frames import ALIGN, allocate, copy_bytes
     from bridgehead._shipped.wire.limits import descriptor_limit
 
 try:
@@ -52,7 +52,8 @@ _shm_unlink: Any = getattr(_posixshmem, "shm_unlink", None)
 _FUTURE_WRITE = 0x10  # F_SEAL_FUTURE_WRITE, Linux 5.1
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # modes of fallocate(2)
 PORTION = 1 << 25  # bytes between the points at which filling a segment can be stopped
-BRIEF = 1 << 20  # bytes copied at once; the copy holds the interpreter's lock for 0.1 ms
+BRIEF = 1 << 20  # bytes; copied at once, they hold the interpreter's lock for 0.1 ms
+MAPPED_AT_ONCE = 1 << 22  # bytes; mapping their pages holds that lock for 0.4 ms
 ABSENT, WRITTEN, MAPPED = range(3)  # pages: may not exist; exist; and this process mapped them
 POPULATE, DONT_NEED = 22, 4  # madvise(2): MADV_POPULATE_READ (Linux 5.14), MADV_DONTNEED
 _numbers = count(1)  # of slabs, segments and leases; unique in this process, across all pools
@@ -316,18 +317,19 @@ def write(file: int, at: int, part: memoryview) -> None:
 
 
 def copy(block: mmap.mmap, at: int, part: memoryview) -> None:
-    """Copy a part into a mapping in steps, between which other threads can run."""
+    """Copy a part into a mapping; other threads can run during a long copy."""
     with memoryview(block) as target:
-        for start in range(0, part.nbytes, BRIEF):
-            chunk = part[start : start + BRIEF]
-            target[at + start : at + start + chunk.nbytes] = chunk
+        if part.nbytes > BRIEF:
+            copy_bytes(target[at : at + part.nbytes], part)
+        else:
+            target[at : at + part.nbytes] = part
 
 
-def populate(block: mmap.mmap, start: int, stop: int) -> Iterator[int]:
+def populate(block: mmap.mmap, start: int, stop: int, step: int = PORTION) -> Iterator[int]:
     """Map pages in advance; yield between steps, because madvise holds the interpreter's lock."""
-    for at in range(start // mmap.PAGESIZE * mmap.PAGESIZE, stop, PORTION):
+    for at in range(start // mmap.PAGESIZE * mmap.PAGESIZE, stop, step):
         try:
-            block.madvise(POPULATE, at, min(PORTION, stop - at))
+            block.madvise(POPULATE, at, min(step, stop - at))
         except (OSError, ValueError, AttributeError):  # older Linux: it maps a page on first access
             return
         yield 0
