@@ -73,9 +73,9 @@ class BridgeBase:
                 of names these as well.
             limits: ``{"memory": bytes of address space, "cpu": seconds}``, or one of them, on
                 Linux: of the kernel's process, again after ``restart``, and of each process that
-                it starts. Python raises ``MemoryError`` at the first, of which ipykernel alone
-                takes 700 MB; the system ends the process at the second. They keep accidents small.
-                They are no sandbox: a kernel can do whatever its user may do.
+                it starts. Python raises ``MemoryError`` at the first, of which a kernel reserves up
+                to 1 GB to start; the system ends the process at the second. They keep accidents
+                small. They are no sandbox: a kernel can do whatever its user may do.
             cwd: the kernel's working directory; ``FileNotFoundError`` if it does not exist.
             encryption: use TCP on loopback with CURVE instead of Unix sockets. The connection file
                 has the keys, for ``attach`` and every client that supports CURVE; ``jupyter

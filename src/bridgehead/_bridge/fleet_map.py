@@ -31,8 +31,8 @@ from bridgehead._errors import (
     BridgeClosed,
     BridgeError,
     KernelRestarted,
+    MissingInKernel,
     NameNotFound,
-    NotExecuted,
     NotSent,
     OutcomeUnknown,
 )
@@ -335,6 +335,7 @@ class MapWork:
                 request = self._request(worker, function, items)
                 worker.requests.append(request)
                 self._start(self._give(index, worker, function, items, request))
+                await asyncio.sleep(0)  # it is sent while this reads what comes behind it
                 if len(worker.requests) < self._window:
                     self._notify()  # another kernel may have waited for this one to have as many
             elif self._is_done:
@@ -394,7 +395,7 @@ class MapWork:
                 self._refused(items, index, error)
         except Exception as error:  # noqa: BLE001 - raised, or given, in place of the results
             # A ref that belongs to another kernel is a ValueError.
-            apart = isinstance(error, (NotSent, NotExecuted, ValueError))
+            apart = isinstance(error, (NotSent, MissingInKernel, ValueError))
             self._refused(items, index, error, apart=apart)
         else:
             self._measure(seconds, request.nbytes, len(outcomes))

@@ -28,7 +28,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from jupyter_core.paths import jupyter_runtime_dir, secure_write
 from traitlets import TraitError
 
-from bridgehead._errors import BridgeError, KernelNotFound, NotSupported
+from bridgehead._errors import KernelDied, KernelNotFound, NotSupported
 from bridgehead._kernels.descriptors import LAUNCHED, check_descriptors
 from bridgehead._kernels.launch_folder import LaunchFolder, is_of_running_kernel, sweep
 from bridgehead._kernels.reserved_ports import CAN_RESERVE, reserved_port
@@ -39,6 +39,7 @@ from bridgehead._transports.zmq import ZmqTransport
 
 # The variables without which most programs do not work; on Windows none starts without the last.
 ALWAYS_INHERITED = ("PATH", "HOME", "LANG", "TMPDIR", "SYSTEMROOT")
+ENOUGH = 4 << 30  # bytes of address space with which each kernel starts
 WRITTEN = 1024  # bytes; a connection file has about 300, with CURVE keys 500
 
 
@@ -76,10 +77,11 @@ async def launch(
         await transport.open(timeout, timeout)
         process.check_limits()
     except BaseException as error:
-        if "memory" in limits and isinstance(error, BridgeError):
+        memory = limits.get("memory", ENOUGH)
+        if memory < ENOUGH and isinstance(error, (KernelDied, KernelNotFound)):
             error.add_note(  # what the kernel wrote is about threads or files, or it hangs
-                f"it had limits={{'memory': {limits['memory']}}}; a kernel needs about a gigabyte "
-                "of address space to start, and several with numpy; most of it is never used"
+                f"it had limits={{'memory': {memory}}}; a kernel reserves up to a gigabyte of "
+                "address space to start, and numpy with threads more; most of it is never used"
             )
         with noted_on(error):
             await transport.aclose()

@@ -276,7 +276,8 @@ class DirectLane(Lane):
         try:
             reply = await asked
         except BaseException:
-            if not isinstance(asked, QueuedReply) or asked.was_sent:
+            is_sent = not isinstance(asked, QueuedReply) or asked.was_sent
+            if is_sent and header["op"] != "chunk":  # ``carry`` has one forgotten
                 self.forget(header)  # the remote part may have stored it, if a cell runs
             raise
         if reply[0].get("unmapped"):

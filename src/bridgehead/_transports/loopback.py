@@ -125,7 +125,7 @@ class LoopbackTransport(Transport):
             cell.serving = True
             self._answer(cell, request)
             cell.serving = False
-        cell.leave()  # what came behind a cell is served before this, and may have entered again
+        cell.leave()  # at the end: a request behind a cell may have made another ``Remote``
 
     def _answer(self, cell: LoopbackKernel, request: dict[str, Any]) -> None:
         cell.emit("iopub", "status", {"execution_state": "busy"}, request)

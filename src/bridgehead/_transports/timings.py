@@ -117,7 +117,8 @@ class Timings:
     binary_reply: float = 3.0
     # For one attempt to open a websocket; there may be many. The server first waits until the
     # kernel answers, but of one that it starts at other ports it waits at the old ones, for a
-    # minute. Then, for the server to read what is sent, which it may not say.
+    # minute. As long again for the server's answer to a ping, where none was ever answered: a proxy
+    # may answer none.
     websocket_open: float = 10.0
 
     # ------------------------------------------------------------ closing and restarting

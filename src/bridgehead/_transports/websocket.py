@@ -21,7 +21,8 @@ Facts this file rests on, measured with Jupyter Server 2.21 and Kernel Gateway 3
   the connection is replaced before that, the server then takes what it reads of the old one for
   messages of the other subprotocol, and computes for 23 s for each, while it serves no client. A
   ping is no message. So nothing else is sent over a new connection before the server has answered
-  one.
+  one, unless no ping was ever answered. (``_passes_binary`` has a connection of its own, with a
+  session of its own, which no other one replaces.)
 - No heartbeat reaches the client, and no pending request fails when the kernel dies. The control
   channel answers while a cell runs, and each process of a kernel has a session of its own.
 """
@@ -112,6 +113,7 @@ class WebsocketTransport(Transport):
         self._subprotocol = BINARY
         self._socket: _CountingConnection | None = None
         self._is_read = False  # by the server
+        self._answers_pings = False  # the server, and what is between
         self._gate = Gate(self.life)  # also shut while the server starts another process
         self._asking: asyncio.Task[None] | None = None
         self._restarting = False
@@ -297,12 +299,14 @@ class WebsocketTransport(Transport):
     async def _until_it_is_read(self, socket: _CountingConnection) -> None:
         """Let messages pass when the server reads what comes over this connection."""
         self._gate.expect_answer()
+        seconds = None if self._answers_pings else self.timings.websocket_open
         with contextlib.suppress(TimeoutError):  # a proxy may answer no ping
-            async with asyncio.timeout(self.timings.websocket_open):
+            async with asyncio.timeout(seconds):
                 try:
                     await (await socket.ping())
                 except ConnectionClosed:
                     return
+                self._answers_pings = True
         self._is_read = True
         self._gate.wake()
 

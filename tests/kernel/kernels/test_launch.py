@@ -494,7 +494,7 @@ def ports_taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
                     other.listen()
                     got.append(name)
             kernel = launch_kernel(command, **options)
-            stack.callback(kernel.wait)
+            stack.callback(kernel.wait, 60)
             return kernel
 
         monkeypatch.setattr(local_provisioner, "launch_kernel", launch_late)
@@ -526,8 +526,10 @@ async def test_a_kernel_that_is_left_running_has_its_ports(
         timeout=60,
     )
     kernel = started_kernels.started(file)
-    assert (kernel.process.pid, ports_taken) == (pid, [])
-    await started_kernels.stop(kernel)
+    try:
+        assert (kernel.process.pid, ports_taken) == (pid, [])
+    finally:
+        await started_kernels.stop(kernel)
     assert os.listdir(short_path) == []
 
 

@@ -75,7 +75,7 @@ async def test_the_original_exception_is_raised_with_the_remote_one_as_its_cause
 
 
 async def test_a_stop_iteration_ends_the_wait(executor: FleetExecutor) -> None:
-    """asyncio cannot raise it in who awaits, and before Python 3.12 did not end the wait."""
+    """asyncio cannot raise it where it is awaited, and before Python 3.12 the wait did not end."""
     with pytest.raises(RemoteError, match="StopIteration"):
         await asyncio.get_running_loop().run_in_executor(executor, next, iter([]))
 

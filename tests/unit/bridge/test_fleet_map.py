@@ -396,6 +396,25 @@ async def test_a_wide_window_costs_no_more_than_its_chunks(fleet: Fleet) -> None
     assert [n async for n in results] == [2, 4, 6, 8]
 
 
+async def test_the_event_loop_goes_on_while_a_wide_window_is_read(fleet: Fleet) -> None:
+    turns, seen = itertools.count(), []
+
+    def items() -> Iterator[int]:
+        for n in range(50):
+            seen.append(next(turns))
+            yield n
+
+    async def take_turns() -> None:
+        while True:
+            await asyncio.sleep(0)
+            next(turns)
+
+    other = asyncio.create_task(take_turns())
+    assert len([n async for n in fleet[:1].map(double, items(), window=100)]) == 50
+    other.cancel()
+    assert all(later - earlier > 1 for earlier, later in itertools.pairwise(seen))
+
+
 async def test_a_result_that_cannot_be_pickled_fails_alone(fleet: Fleet) -> None:
     def lock(n: int) -> Any:
         return threading.Lock() if n == 2 else [n]
