@@ -35,6 +35,7 @@ SHIPPED = (  # in this order, they become one module in the kernel
     "wire/excerpt.py",
     "reducers/standard.py",
     "reducers/numpy.py",
+    "reducers/pandas.py",
     "reducers/jax.py",
     "reducers/arrow_memory.py",
     "reducers/pillow.py",

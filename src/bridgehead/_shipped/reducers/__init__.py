@@ -7,12 +7,21 @@ where a library's own pickle loses something, or sends more than the object, or 
 Law: what a type's own pickle keeps, ours keeps. An object that a reducer here does not know in all
 its parts, such as one of a subclass with a pickle of its own, is left to its library.
 
-- ``numpy``, ``pyarrow``, ``polars``, ``pillow``, ``torch``, ``jax``: the types of each library.
+- ``numpy``, ``pandas``, ``pyarrow``, ``polars``, ``pillow``, ``torch``, ``jax``: their types.
 - ``standard``: memory of the standard library.
 - ``arrow_memory``: Arrow's C data interface, which ``pyarrow`` and ``polars`` use.
 """
 
 # Each of them fills the tables of ``wire.libraries``.
-from bridgehead._shipped.reducers import jax, numpy, pillow, polars, pyarrow, standard, torch
+from bridgehead._shipped.reducers import (
+    jax,
+    numpy,
+    pandas,
+    pillow,
+    polars,
+    pyarrow,
+    standard,
+    torch,
+)
 
-__all__ = ["jax", "numpy", "pillow", "polars", "pyarrow", "standard", "torch"]
+__all__ = ["jax", "numpy", "pandas", "pillow", "polars", "pyarrow", "standard", "torch"]
