@@ -51,15 +51,21 @@ def reduce_arrow(array: Any) -> Any:
     elif total > needed + needed // 8 + SLACK:
         array = pyarrow.concat_arrays([array])  # copies the slice into buffers of its own
         if "dense_union" in str(array.type) and array.get_total_buffer_size() > 2 * needed + SLACK:
-            array = _taken(array)
+            array = _selected(array)
     return array.__reduce_ex__(5)
 
 
-def _taken(array: Any) -> Any:
-    """Return a copy of an array; ``concat_arrays`` keeps all items that a dense union refers to."""
+def _selected(array: Any) -> Any:
+    """Return a copy of an array; ``concat_arrays`` keeps all items that a dense union refers to.
+
+    A mask that selects all items needs no number for each of them.
+    """
+    pyarrow: Any = sys.modules["pyarrow"]
+    count = len(array)
+    bits = pyarrow.py_buffer(b"\xff" * (count // 8 + 1))
     try:
-        return array.take(sys.modules["pyarrow"].array(range(len(array))))
-    except NotImplementedError:  # a type beside the union that Arrow takes no items of
+        return array.filter(pyarrow.Array.from_buffers(pyarrow.bool_(), count, [None, bits]))
+    except NotImplementedError:  # a type beside the union that Arrow selects no items of
         return array
 
 

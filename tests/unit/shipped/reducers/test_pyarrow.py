@@ -50,6 +50,18 @@ def test_a_slice_crosses_alone(name: str) -> None:
     assert nbytes(array) < array.get_total_buffer_size() + 2000
 
 
+@pytest.mark.parametrize("count", [0, 1, 8, 1001])
+def test_a_slice_of_a_union_is_copied_without_a_number_for_each_row(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.delattr(pa, "array")
+    part = MIXED.slice(100, count)
+    back = pickling.decode(pickling.encode(part)[0])
+    assert back.equals(part)
+    back.validate(full=True)
+    assert nbytes(part) < 2000 + 20 * count
+
+
 def test_slices_of_tables_batches_and_frames_cross_alone() -> None:
     table = pa.table(ARRAYS)
     slices = [table.slice(n * 100, 10) for n in range(50)]
