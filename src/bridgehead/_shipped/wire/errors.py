@@ -11,7 +11,7 @@ The kinds of a ``WireError``, and the error of the client:
 - ``integrity``: the request arrived damaged. ``IntegrityError``.
 - ``epoch``: the request is for another kernel. ``KernelRestarted``.
 - ``lost``: what the request asks for was dropped with its connection. ``ReplyLost``.
-- ``closed``: the client has withdrawn the request, or closed what it makes, so that a caller waits
+- ``closed``: the client has withdrawn the request, or closed what it makes. A caller still waits
   for it only while its bridge closes. ``BridgeClosed``.
 - ``name``: names that are not defined. ``NameNotFound``.
 - ``missing``: a module that cannot be imported here. ``MissingInKernel``.
