@@ -205,6 +205,14 @@ class Expiring(functools.cached_property):  # type: ignore[type-arg]
         self.seconds = seconds
 
 
+class Locked(property):
+    __slots__ = ("__dict__", "never_set")
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(function)
+        self.lock = "an attribute"
+
+
 class Described:
     count = 4
 
@@ -220,6 +228,10 @@ class Described:
     @Expiring
     def items(self) -> list[int]:
         return [self.count]
+
+    @Locked
+    def locked(self) -> int:
+        return self.count
 
 
 class Plugin:
@@ -319,6 +331,7 @@ INSTANCES: list[tuple[Any, str]] = [
     (Executed["Executed"](), "v.five(), type(v).__module__"),
     (Described(), "v.size, type(v).size, vars(type(v))['size'].__doc__, type(v).double(4)"),
     (Described(), "v.items is v.items, type(v).items.seconds, type(v).items.attrname"),
+    (Described(), "v.locked, type(v).locked.lock, hasattr(type(v).locked, 'never_set')"),
     (Second(), "v.key, v.title, type(v).__mro__[1].key, v.known"),
     (Labelled(), "v.label, v.shouted, type(type(v)).__name__"),
     (Task(), "v(), type(v).__name__, v.table, type(v).table"),

@@ -186,8 +186,10 @@ def reduce_descriptor(value: Any) -> Any:
     """
     base = next(base for base in DESCRIPTORS if isinstance(value, base))
     parts = tuple(getattr(value, name) for name in DESCRIPTORS[base])
-    state = {name: item for name, item in getattr(value, "__dict__", {}).items() if name != "lock"}
-    slots = {name: getattr(value, name, None) for name in copyreg._slotnames(type(value))}  # type: ignore[attr-defined]
+    state = dict(getattr(value, "__dict__", {}))
+    if base is functools.cached_property and sys.version_info < (3, 12):
+        state.pop("lock", None)
+    slots = {n: getattr(value, n) for n in copyreg._slotnames(type(value)) if hasattr(value, n)}  # type: ignore[attr-defined]
     return make_descriptor, (base, type(value), parts), (state, slots)
 
 
