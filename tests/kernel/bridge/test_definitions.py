@@ -418,6 +418,21 @@ class Size(enum.IntEnum, metaclass=Sorting):
     S, M = 1, 2
 
 
+class Naming(enum.EnumMeta):
+    @property
+    def label(cls) -> str:
+        return "of the metaclass"
+
+
+class Weight(enum.Enum, metaclass=Naming):
+    __name__ = "weight"
+    HEAVY = 1
+
+    @property
+    def label(self) -> str:  # type: ignore[override]
+        return f"{self.name} of {len(Weight)}"
+
+
 ENUMS: list[tuple[Any, str]] = [
     (Colour.CRIMSON, "v.lower, type(v).RED is v, list(type(v).__members__), type(v)(1) is v"),
     (Planet.EARTH, "v.mass, v.radius, type(v)((5.9, 6.3)) is v"),
@@ -430,6 +445,7 @@ ENUMS: list[tuple[Any, str]] = [
     (Day.FIRST, "v.year, v.isoformat()"),
     (Action.ADD, "v.value(4), type(v)(0) is v"),
     (Size.M, "v + 1, type(v).last() is v, type(type(v)).__name__"),
+    (Weight.HEAVY, "v.label, type(v).label, v.__name__, type(v).__name__, [*type(v)]"),
 ]
 
 
@@ -574,7 +590,7 @@ async def test_what_crosses_by_name_only_is_refused_before_it_is_sent(
 ) -> None:
     """L2."""
     with pytest.raises(
-        EncodeError, match="^v.* (another (object|module)|under no name) in the other process"
+        EncodeError, match="^v.* (another (object|module) in|no name by which) the other process"
     ):
         await kernel.push(v=value)
     assert await kernel.exists("v") is False

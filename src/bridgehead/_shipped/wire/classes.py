@@ -73,12 +73,16 @@ def reduce_class(cls: Any) -> Any:
     """
     cloudpickle = _cloudpickle()
     if cls.__flags__ & (_HEAP | _IMMUTABLE) != _HEAP:
-        raise pickle.PicklingError("%r is found under no name in the other process" % cls)
+        raise pickle.PicklingError(
+            "%r has no name by which the other process could import it; "
+            "send plain values of it instead" % cls
+        )
     if issubclass(cls, Enum):
         members, arguments = cls.__members__, [*cloudpickle._enum_getnewargs(cls)]
         arguments[3] = {name: _contents(cls, member) for name, member in members.items()}
         boundary = getattr(cls, "_boundary_", None)
-        extra = arguments[-1] = {"data_type": cls._member_type_, "boundary": boundary}
+        extra = {"data_type": cls._member_type_, "boundary": boundary, "hidden": _hidden(cls)}
+        arguments[-1] = extra
         if type(cls) is not type(cls.__bases__[-1]):
             extra["metaclass"] = type(cls)
         details = {name: vars(member) for name, member in members.items()}
@@ -116,6 +120,8 @@ def _state(cls: Any) -> dict[str, Any]:
     """
     own = vars(cls)
     state = {"".join(name): own[name] for name in sorted(own) if not _is_slot(cls, own[name])}
+    while type(state.get(_HOOK)) is _PassedOver:  # another thread makes a subclass
+        state[_HOOK] = state[_HOOK].hook
     for name in ("__dict__", "__weakref__", "__annotate_func__", *_hidden(cls)):
         state.pop(name, None)
     if isinstance(cls, abc.ABCMeta) and "_abc_impl" in state:
@@ -268,22 +274,27 @@ class ArrivedClasses:
 
 
 def _set_state(cls: Any, state: Any) -> None:
-    """Give a class its attributes, past a ``__setattr__`` of its metaclass, which may refuse."""
+    """Give a class its attributes."""
     attributes, extra = state
     last = ("__firstlineno__",)  # from Python 3.13 on; setting __module__ deletes it
     for name in (*(name for name in attributes if name not in last), *last):
         if name in attributes and name != "_abc_impl":
-            type.__setattr__(cls, name, attributes[name])
+            _set(cls, name, attributes[name])
     for subclass in attributes.get("_abc_impl", ()):
         abc.ABCMeta.register(cls, subclass)
     for name, details in extra.get("members", {}).items():
         vars(cls._member_map_[name]).update(details)
 
 
+def _set(cls: Any, name: str, value: Any) -> None:
+    """Set an attribute, past a ``__setattr__`` of a metaclass that is sent, which may refuse."""
+    _imported(type(cls)).__setattr__(cls, name, value)
+
+
 def _delete(cls: Any, names: Any) -> None:
     for name in names:
         if name in vars(cls):
-            type.__delattr__(cls, name)
+            _imported(type(cls)).__delattr__(cls, name)
 
 
 def classes_in(value: Any) -> dict[int, Any]:
@@ -322,8 +333,7 @@ def _make_class(
     namespace.update((sys.intern(key), value) for key, value in attributes.items())
     if resolved is not bases:
         namespace["__orig_bases__"] = bases
-    with _hooks_off(resolved):
-        made = imported.__new__(metaclass, name, resolved, namespace)
+    made = _without_hooks(resolved, imported.__new__, metaclass, name, resolved, namespace)
     imported.__init__(made, name, resolved, namespace)
     return made
 
@@ -337,38 +347,44 @@ def _imported(metaclass: Any) -> Any:
     )
 
 
-@contextmanager
-def _hooks_off(bases: Any) -> Iterator[None]:
-    """Pass over each ``__init_subclass__`` of a class that is pickled by value, in this thread.
+_HOOK = "__init_subclass__"
 
-    Python makes no class without calling it.
+
+class _PassedOver(classmethod):  # type: ignore[type-arg]
+    """What a class has in the place of its hook while one of ``threads`` makes a subclass."""
+
+    def __init__(self, owner: Any, hook: Any, threads: list[int]) -> None:
+        def pass_over(cls: Any, /, **options: Any) -> None:
+            if get_ident() in threads:
+                super(owner, cls).__init_subclass__(**options)
+            else:
+                hook.__get__(None, cls)(**options)
+
+        super().__init__(pass_over)
+        self.owner, self.hook = owner, hook
+
+
+def _without_hooks(bases: Any, make: Any, *arguments: Any, **options: Any) -> Any:
+    """Make a class, and pass over each ``__init_subclass__`` of a class that is pickled by value.
+
+    Python makes no class without calling it. What other threads make meanwhile does not pass it.
     """
     classes = {cls: None for base in bases for cls in base.__mro__}
-    hooks = [(cls, vars(cls).get("__init_subclass__")) for cls in classes if not has_own_name(cls)]
-    hooks = [(cls, hook) for cls, hook in hooks if hook is not None]
-    if not hooks:
-        yield
-        return
+    owners = [cls for cls in classes if _HOOK in vars(cls) and not has_own_name(cls)]
+    if not owners:
+        return make(*arguments, **options)
+    threads = [get_ident()]
     with _lock:
+        passed_over = [_PassedOver(cls, vars(cls)[_HOOK], threads) for cls in owners]
         try:
-            for cls, hook in hooks:
-                type.__setattr__(cls, "__init_subclass__", _passed_over(cls, hook, get_ident()))
-            yield
+            for one in passed_over:
+                _set(one.owner, _HOOK, one)
+            return make(*arguments, **options)
         finally:
-            for cls, hook in hooks:
-                type.__setattr__(cls, "__init_subclass__", hook)
-
-
-def _passed_over(owner: Any, hook: Any, thread: int) -> Any:
-    """Return an ``__init_subclass__`` that in this thread calls the one of the next base."""
-
-    def pass_over(cls: Any, /, **options: Any) -> None:
-        if get_ident() == thread:
-            super(owner, cls).__init_subclass__(**options)
-        else:
-            hook.__get__(None, cls)(**options)
-
-    return classmethod(pass_over)
+            threads.clear()  # first: what an interrupt leaves in its place calls the hook
+            for one in passed_over:
+                if vars(one.owner).get(_HOOK) is one:
+                    _set(one.owner, _HOOK, one.hook)
 
 
 def _make_enum(
@@ -394,10 +410,9 @@ def _make_enum(
     for index, member in enumerate(members):
         namespace[member] = index
     options = {} if extra["boundary"] is None else {"boundary": extra["boundary"]}
-    with _hooks_off(bases):
-        made = _imported(metaclass).__new__(metaclass, name, bases, namespace, **options)
-    del made.__init__
-    for left in ("__new_member__", "__new__"):
-        if vars(made).get(left) is new:
-            delattr(made, left)
+    dict.update(namespace, extra["hidden"])  # none of these becomes a member
+    make = _imported(metaclass).__new__
+    made = _without_hooks(bases, make, metaclass, name, bases, namespace, **options)
+    left = [name for name in ("__new_member__", "__new__") if vars(made).get(name) is new]
+    _delete(made, ["__init__", *left])
     return made

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import enum
+import functools
 import gc
+import pickle
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -137,13 +141,141 @@ def test_a_class_made_in_another_thread_meanwhile_is_noted_by_its_base() -> None
         def __init_subclass__(cls) -> None:
             seen.append(cls.__name__)
 
-    with classes._hooks_off((Base,)):
-        thread = threading.Thread(target=type, args=("Other", (Base,), {}))
-        thread.start()
-        thread.join(10)
+    def make() -> None:
+        in_another_thread(lambda: type("Other", (Base,), {}))
         type("Arrived", (Base,), {})
+
+    classes._without_hooks((Base,), make)
     type("Late", (Base,), {})
     assert seen == ["Other", "Late"]
+
+
+def in_another_thread(function: Callable[[], object]) -> Any:
+    results: list[object] = []
+    thread = threading.Thread(target=lambda: results.append(function()))
+    thread.start()
+    thread.join(10)
+    return results[0]
+
+
+def test_a_base_that_another_thread_pickles_meanwhile_has_its_own_hook() -> None:
+    class Base:
+        seen: ClassVar[list[str]] = []
+
+        def __init_subclass__(cls) -> None:
+            cls.seen.append(cls.__name__)
+
+    def make() -> Any:
+        return in_another_thread(lambda: encoded(Base))
+
+    frames = classes._without_hooks((Base,), lambda: classes._without_hooks((Base,), make))
+    with other_process():
+        base = pickling.decode(frames)
+        assert base is not Base
+        assert type(vars(base)["__init_subclass__"]) is classmethod
+        type("Sub", (base,), {})
+        assert base.seen == ["Sub"]
+
+
+def test_a_hook_that_another_thread_sets_meanwhile_stays() -> None:
+    class Base:
+        def __init_subclass__(cls) -> None:
+            raise AssertionError
+
+    new = classmethod(lambda cls: None)
+    state = {"__init_subclass__": new}, {}
+    make = functools.partial(in_another_thread, lambda: classes._set_state(Base, state))
+    classes._without_hooks((Base,), make)
+    assert vars(Base)["__init_subclass__"] is new
+
+
+class Noting(type):
+    """A metaclass of a library: it is found by its name in the other process."""
+
+    noted: ClassVar[list[str]] = []
+    interrupts: ClassVar[list[str]] = []
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        if name in cls.interrupts and type(value) is classmethod:
+            raise KeyboardInterrupt
+        cls.noted.append(name)
+        super().__setattr__(name, value)
+
+    def __delattr__(cls, name: str) -> None:
+        cls.noted.append("no " + name)
+        super().__delattr__(name)
+
+
+def test_an_interrupt_leaves_a_base_whose_hook_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Base(metaclass=Noting):
+        def __init_subclass__(cls) -> None:
+            seen.append(cls.__name__)
+
+    hook = vars(Base)["__init_subclass__"]
+    monkeypatch.setattr(Noting, "interrupts", ["__init_subclass__"])
+    with pytest.raises(KeyboardInterrupt):
+        classes._without_hooks((Base,), type, "Arrived", (Base,), {})
+    monkeypatch.undo()
+    assert vars(Base)["__init_subclass__"] is not hook
+    type("Late", (Base,), {})
+    classes._without_hooks((Base,), type, "Arrived", (Base,), {})
+    type("Later", (Base,), {})
+    assert seen == ["Late", "Later"]
+
+
+def test_a_metaclass_that_is_imported_sets_and_deletes_the_attributes() -> None:
+    class Own(Noting):
+        def __setattr__(cls, name: str, value: object) -> None:
+            raise AttributeError("the class is frozen")
+
+        def __delattr__(cls, name: str) -> None:
+            raise AttributeError("the class is frozen")
+
+    for metaclass in (Noting, Own):
+        cls: Any = metaclass("Noted", (), {"__module__": __name__, "shown": 1})
+        frames = encoded(cls)
+        Noting.noted.clear()
+        with other_process():
+            arrived = pickling.decode(frames)
+        assert arrived.shown == 1
+        assert Noting.noted.count("shown") == 1
+        type.__delattr__(cls, "shown")
+        frames = encoded(cls)
+        with other_process():
+            assert pickling.decode(frames) is arrived
+        assert Noting.noted.count("no shown") == 1
+        assert not hasattr(arrived, "shown")
+
+
+def test_a_metaclass_in_c_sets_the_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``type.__setattr__`` refuses its classes."""
+    metaclass: Any = type(ctypes.Structure)
+    module = sys.modules[metaclass.__module__]
+    monkeypatch.setattr(module, metaclass.__qualname__, metaclass, raising=False)
+
+    class Base(ctypes.Structure):
+        def __init_subclass__(cls) -> None:
+            cls.noted = True
+
+    class Sub(Base):
+        shown = 1
+
+    frames = encoded(Sub)
+    del Sub.noted
+    later = encoded(Sub)
+    with other_process():
+        arrived: Any = pickling.decode(frames)
+        assert arrived is not Sub
+        assert (arrived.shown, arrived.noted) == (1, True)
+        pickling.decode(later)
+        assert not hasattr(arrived, "noted")
+
+
+def test_a_class_without_a_name_or_code_is_refused() -> None:
+    with pytest.raises(pickle.PicklingError, match="no name by which .* send plain values"):
+        encoded(type(iter([])))
 
 
 class Library:
@@ -163,8 +295,7 @@ def test_a_class_that_arrives_is_noted_by_a_base_that_is_imported() -> None:
 
     with pytest.raises(AssertionError):
         type("Plugin", (Base,), {})
-    with classes._hooks_off((Base,)):
-        plugin = type("Plugin", (Base,), {})
+    plugin: Any = classes._without_hooks((Base,), type, "Plugin", (Base,), {})
     frames = encoded(plugin())
     Library.seen.clear()
     with other_process():
