@@ -505,7 +505,8 @@ async def test_a_subclass_of_the_local_provisioner_works(
         if LINUX:
             limit = "__import__('resource').getrlimit(__import__('resource').RLIMIT_CPU)"
             assert await bridge.pull(limit) == (1000, 1000)
-        with pytest.raises(KernelDied, match=r"exit code 3(, with limits=.*)?; it last wrote:\n(.*\n)*farewell"):
+        died = r"exit code 3(, with limits=.*)?; it last wrote:\n(.*\n)*farewell"
+        with pytest.raises(KernelDied, match=died):
             await bridge.run("import os; os.write(2, b'farewell'); os._exit(3)")
 
 
