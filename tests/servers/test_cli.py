@@ -6,7 +6,10 @@ Rule: the installed console script; a server of this file's own.
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import tempfile
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,17 @@ from bridgehead import KernelDied, KernelRestarted, RemoteError
 from support.cli import Ran, bridgehead
 from support.listing import completed, doctor, listed
 from support.servers import TOKEN, on, serving
+
+
+async def _open_notebook(url: str, path: str, kernel_id: str) -> None:
+    """Have the server note that a notebook is open with a kernel, as JupyterLab does."""
+    session = {"path": path, "type": "notebook", "name": path, "kernel": {"id": kernel_id}}
+    headers = {"Authorization": f"token {TOKEN}", "Content-Type": "application/json"}
+    request = urllib.request.Request(
+        f"{url}api/sessions", json.dumps(session).encode(), headers, method="POST"
+    )
+    with await asyncio.to_thread(urllib.request.urlopen, request) as reply:
+        assert reply.status == 201
 
 
 @pytest.mark.servers
@@ -36,6 +50,15 @@ async def test_kernels_of_servers_are_listed_and_used() -> None:
             )
             (where,) = (each["where"] for each in rows)
             assert where == f"{url}api/kernels/{bridge.info.kernel_id}"
+            await _open_notebook(url, "train.ipynb", str(bridge.info.kernel_id))
+            table = await asyncio.to_thread(bridgehead, "ls", "--url", url, "--token", TOKEN)
+            heads, row = (
+                re.split(r"\s{2,}", each.strip()) for each in table.out.splitlines()[:3:2]
+            )
+            assert heads[-3:-1] == ["used", "for"]
+            used, notebook = row[-3:-1]
+            assert re.fullmatch(r"\d+ (s|min)", used)
+            assert notebook == "train.ipynb"
             for address in (where, url):
                 pulled = await asyncio.to_thread(
                     bridgehead, "pull", "n", "--url", address, "--token", TOKEN

@@ -71,6 +71,35 @@ async def test_an_array_is_pushed_and_pulled(
     np.testing.assert_array_equal(np.load(tmp_path / "b.npy"), array * 2)
 
 
+async def test_a_csv_has_the_encoding_and_the_separator_that_are_asked_for(
+    kernel: Bridge, options: list[str], tmp_path: Path
+) -> None:
+    form = ["--encoding", "latin-1", "--sep", ";"]
+    TABLE.to_csv(tmp_path / "a.csv", index=False, encoding="latin-1", sep=";")
+    assert bridgehead("push", f"table={tmp_path / 'a.csv'}", *form, *options).code == 0
+    pd.testing.assert_frame_equal(await kernel.pull("table"), TABLE)
+    assert bridgehead("pull", "table", "-o", tmp_path / "b.csv", *form, *options).code == 0
+    assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
+
+
+async def test_arrays_and_arrow_files_are_pushed_and_pulled(
+    kernel: Bridge, options: list[str], tmp_path: Path
+) -> None:
+    arrays = {"a": np.arange(3), "b": np.ones((2, 2))}
+    np.savez(tmp_path / "a.npz", **arrays)
+    TABLE.to_feather(tmp_path / "a.arrow")
+    pushed = [f"arrays={tmp_path / 'a.npz'}", f"table={tmp_path / 'a.arrow'}"]
+    assert bridgehead("push", *pushed, *options).code == 0
+    pd.testing.assert_frame_equal(await kernel.pull("table"), TABLE)
+    assert bridgehead("pull", "arrays", "-o", tmp_path / "b.npz", *options).code == 0
+    back = np.load(tmp_path / "b.npz")
+    assert {name: back[name].tolist() for name in back} == {
+        name: array.tolist() for name, array in arrays.items()
+    }
+    assert bridgehead("pull", "table", "-o", tmp_path / "b.arrow", *options).code == 0
+    pd.testing.assert_frame_equal(pd.read_feather(tmp_path / "b.arrow"), TABLE)
+
+
 async def test_json_is_pushed_and_pulled(
     kernel: Bridge, options: list[str], tmp_path: Path
 ) -> None:

@@ -8,12 +8,15 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import click
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,10 +29,12 @@ from bridgehead._tools.cli import formats
 from bridgehead._tools.cli.ctrl_c import CtrlC, cancelling
 from bridgehead._tools.cli.exit import code_of
 from bridgehead._tools.cli.group import COMMANDS
+from bridgehead._tools.cli.group import bridgehead as commands
 from bridgehead._tools.cli.preview import one_line, show
 from bridgehead._tools.cli.terminal import output, plain
 from bridgehead._tools.cli.watch import as_number, sparkline
 from support.cli import bridgehead, bridgehead_process
+from support.pages import PAGES, README
 
 JSON = st.recursive(
     st.none()
@@ -56,6 +61,23 @@ def test_every_command_has_help(command: str) -> None:
     ran = bridgehead(command, "--help")
     assert ran.code == 0
     assert ran.out.startswith(f"Usage: bridgehead {command}")
+
+
+def test_the_commands_and_options_in_the_documentation_exist() -> None:
+    seen = set()
+    for page in (README, *PAGES):
+        for line in re.findall(r"(?:^\$ |`)bridgehead ([^`\n]+)", page.read_text(), re.MULTILINE):
+            name, *rest = shlex.split(line, comments=True)
+            if name not in COMMANDS:  # "bridgehead COMMAND --help"
+                assert name.isupper() or name.startswith(("-", "…")), f"{page.name}: {line}"
+                continue
+            command = commands.get_command(click.Context(commands), name)
+            assert command is not None
+            context = click.Context(command, info_name=name)
+            _, left, _ = command.make_parser(context).parse_args(rest)  # raises for an option
+            assert left == [], f"{page.name}: {line}"
+            seen.add(name)
+    assert seen > {"start", "ls", "push", "pull", "run", "handoff", "stop", "doctor"}
 
 
 def test_help_imports_no_heavy_modules() -> None:
