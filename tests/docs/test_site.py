@@ -77,7 +77,9 @@ def test_every_page_and_notebook_is_in_the_site(site: Path) -> None:
     sources = [*PAGES, *SITE.glob("*.ipynb")]
     assert len(sources) > 10
     for source in sources:
-        assert (site / source.relative_to(SITE).with_suffix(".html")).exists()
+        page = site / source.relative_to(SITE).with_suffix(".html")
+        assert page.exists()
+        assert source.suffix == ".md" or "cell_output" in page.read_text()
 
 
 def test_every_internal_link_leads_somewhere(pages: dict[Path, Page]) -> None:
