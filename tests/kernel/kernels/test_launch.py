@@ -161,7 +161,7 @@ async def test_a_kernel_that_cannot_start_within_its_limit_names_the_limit() -> 
     with pytest.raises(KernelDied) as caught:
         await Bridge.launch(limits={"memory": 32 << 20})
     (note,) = caught.value.__notes__
-    assert note.startswith("it had limits={'memory': 33554432}; a kernel needs about a gigabyte")
+    assert note.startswith("it had limits={'memory': 33554432}; a kernel reserves up to a gigabyte")
 
 
 async def test_a_wrong_folder_leaves_nothing(
