@@ -16,22 +16,26 @@ from typing import Any, assert_type
 import bridgehead
 from bridgehead import (
     Bridge,
+    Callback,
     CellStream,
     DiscoveredKernel,
     Fleet,
     FleetError,
     Info,
+    Iteration,
     Message,
     Messages,
     Names,
     Ref,
     RemoteError,
+    RemoteTask,
     Result,
     RunTimeout,
     Stats,
     SyncBridge,
     SyncFleet,
     SyncStream,
+    SyncTask,
     Transfer,
     Watch,
     as_completed,
@@ -109,8 +113,17 @@ async def functions(bridge: Bridge) -> None:
     assert_type(await bridge.call(mean, [1.0], namespace=True, on_output=print), float)
     assert_type(await bridge.call(later, 1.0, on_output=print), float)
     assert_type(await bridge.submit(later, 1.0, on_output=print), Any)
+    task = bridge.submit(mean, [1.0], scale=2, namespace=True, keep=True)
+    assert_type(task, RemoteTask[Any])
+    assert_type(task.result(), Any)
+    assert_type(task.exception(), BaseException | None)
+    assert_type((task.done(), task.cancelled(), task.cancel()), tuple[bool, bool, bool])
     ref = bridge.ref("model")
     assert_type(ref, Ref)
+    async with ref as kept:
+        assert_type(kept, Ref)
+    bridge.submit(mean, [1.0], namespace="x")  # type: ignore[arg-type]
+    bridge.submit(mean, [1.0], keep=1.5)  # type: ignore[arg-type]
     assert_type(ref.fit([1.0])["a", 1:2], Ref)
     assert_type(ref.fit(Model(), ref), Ref)
     assert_type(await ref.pull(), Any)
@@ -151,6 +164,16 @@ async def cells(bridge: Bridge) -> None:
 
 
 async def streams(bridge: Bridge) -> None:
+    items = bridge.iterate(range, 3)
+    assert_type(items, Iteration)
+    assert_type(bridge.iterate("range(3)"), Iteration)
+    async with bridge.iterate(bridge.ref("x")) as entered:
+        assert_type(entered, Iteration)
+        async for item in entered:
+            assert_type(item, Any)
+    assert_type(await items.take(), list[Any])
+    await items.aclose()
+    bridge.iterate(3)  # type: ignore[arg-type]
     watch = bridge.watch("history[-1]", max_bytes=1000)
     assert_type(watch, Watch[Any])
     values: AsyncIterator[Any] = watch
@@ -163,6 +186,17 @@ async def streams(bridge: Bridge) -> None:
     assert_type(messages, Messages)
     async for message in messages:
         assert_type(message, Message)
+
+
+async def calls_back(bridge: Bridge) -> None:
+    callback = bridge.callback(report, maxsize=10, when_full="wait")
+    assert_type(callback, Callback)
+    assert_type(bridge.callback(later), Callback)
+    assert_type((callback.failed, callback.dropped), tuple[int, int])
+    with bridge.callback(print) as entered:
+        assert_type(entered, Callback)
+    callback.close()
+    bridge.callback(print, when_full="block")  # type: ignore[arg-type]
 
 
 async def fleet(client: object, bridge: Bridge) -> None:
@@ -208,8 +242,9 @@ def blocking_fleet(client: object) -> None:
         assert_type(kernels[1:], SyncFleet)
         assert_type(kernels.push(x=1), list[Transfer])
         assert_type(kernels.exists("x"), list[bool])
-        for value in kernels.map(mean, [[1.0]]):
-            assert_type(value, float)
+        with kernels.map(mean, [[1.0]]) as means:
+            for value in means:
+                assert_type(value, float)
         assert_type(kernels[0].handoff("x", to=kernels), list[Transfer])
 
 
@@ -222,14 +257,27 @@ def blocking() -> None:
         assert_type(kernel.call(mean, [1.0]), float)
         assert_type(kernel.call(Model, keep="model"), Ref)
         assert_type(kernel.call(Model, keep=True), Ref)
+        task = kernel.submit(mean, [1.0], namespace=True, keep="mean")
+        assert_type(task, SyncTask[Any])
+        assert_type(task.result(timeout=1), Any)
+        assert_type(task.exception(1), BaseException | None)
+        with kernel.iterate(range, 3) as items:
+            for item in items:
+                assert_type(item, Any)
+        assert_type(kernel.callback(report, maxsize=10), Callback)
         ref = kernel.ref("x")
+        with ref as kept:
+            assert_type(kept, Ref)
         ref["a"], ref.b = 1, Model()
         assert_type(len(ref), int)
         assert_type(3 in ref, bool)
         assert_type(kernel.run("x").stdout, str)
-        assert_type(kernel.watch("x"), Iterator[Any])
-        assert_type(kernel.watch_names(), Iterator[Names])
-        assert_type(kernel.messages(), Iterator[Message])
+        values: Iterator[Any] = kernel.watch("x")
+        assert_type(next(values), Any)
+        with kernel.watch_names() as names_now, kernel.messages() as messages:
+            assert_type(next(names_now), Names)
+            assert_type(next(messages), Message)
+        names_now.close()
         assert_type(kernel.stream("x"), SyncStream)
         assert_type(SyncBridge.kernels(), list[DiscoveredKernel])
         names: MutableMapping[str, Any] = kernel

@@ -124,7 +124,7 @@ if TYPE_CHECKING:
 
     def iterating(
         method: Callable[Concatenate[Any, P], AsyncIterator[T]], item: Any
-    ) -> Callable[Concatenate[Any, P], Iterator[T]]: ...
+    ) -> Callable[Concatenate[Any, P], BlockingIterator[T]]: ...
 
     def written_as(
         method: Callable[Concatenate[Any, P], Any],

@@ -128,7 +128,7 @@ class NotebookRun:
         self._options: dict[str, Any] = {"timeout": timeout}
         self._transport = bridge._connection.transport
         with contextlib.suppress(NotSupported):
-            bridge._connection.check_interruptible()
+            bridge._connection.check_interruptible("on_timeout='interrupt'")
             if self._transport.capabilities.signals:
                 self._options["on_timeout"] = "interrupt"
         self._code = [cell for cell in notebook.cells if cell.cell_type == "code"]

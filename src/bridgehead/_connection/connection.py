@@ -324,7 +324,7 @@ class Connection:
         Raises:
             NotSupported: the signal would end the kernel, or hit the program that contains it.
         """
-        self.check_interruptible()
+        self.check_interruptible("interrupt()")
         call = Call("interrupt", request="no id")
         done, failed = "delivered", "not delivered"
         await recorded(self.transport, call, self._interrupt(), lambda _: done, lambda: failed)
@@ -355,7 +355,7 @@ class Connection:
             NotSupported: as ``interrupt`` does.
             BridgeError: the kernel or the connection is lost.
         """
-        self.check_interruptible()
+        self.check_interruptible("interrupting a cell")
         return await self._interrupts.to_cell(cell)
 
     def require_pushes(self, what: str, instead: str) -> None:
@@ -405,26 +405,29 @@ class Connection:
 
     def require_guard(self) -> None:
         """Raise ``NotSupported`` if one request cannot be interrupted and no other."""
-        self.check_interruptible()
+        self.check_interruptible("on_timeout='interrupt'")
         if not self.remote.greeting.guards_cells:
             raise NotSupported(
                 f"{self.remote.info.kernel} cannot interrupt one call and nothing else; leave "
                 "on_timeout= out"
             )
 
-    def check_interruptible(self) -> None:
-        """Raise ``NotSupported`` if an interrupt would end the kernel, or hit another program."""
+    def check_interruptible(self, what: str) -> None:
+        """Raise ``NotSupported`` if an interrupt would end the kernel, or hit another program.
+
+        ``what`` is the method or the option that needs it.
+        """
         info = self.remote.info
+        who = f"{what} is not supported, because {info.kernel} can't be interrupted"
         if not self.transport.quirks.interruptible:
             raise NotSupported(
-                f"{info.kernel} can't be interrupted: a signal would end it. "
-                "Use restart(), which ends it and starts a new one"
+                f"{who}: a signal would end it. Use restart(), which ends it and starts a new one"
             )
         # Python runs signal handlers in the main thread only. In a program that serves a kernel in
         # another thread, the signal ends that program, and the cell goes on (measured).
         if self.transport.capabilities.signals and not self.remote.greeting.in_main_thread:
             raise NotSupported(
-                f"{info.kernel} can't be interrupted: its cells run in a thread of process "
-                f"{info.pid}, and a signal would hit that program's main thread; nothing was sent. "
-                "Let the cell check a variable, and set it with push(…, now=True)"
+                f"{who}: its cells run in a thread of process {info.pid}, and a signal would hit "
+                "that program's main thread; nothing was sent. Let the cell check a variable, and set "
+                "it with push(…, now=True)"
             )

@@ -97,7 +97,7 @@ class RunningCell:
         check_seconds(timeout)
         _check_text(content["code"], "the cell has")
         if interrupts:
-            connection.check_interruptible()
+            connection.check_interruptible("on_timeout='interrupt'")
             if not connection.transport.capabilities.signals:
                 raise NotSupported("a loopback has no process to interrupt; leave on_timeout= out")
         self._connection, self._content, self._outputs = connection, content, outputs

@@ -24,11 +24,14 @@ from support.kit import (
     BUFFERS,
     LANES,
     Parts,
+    all_of,
     file_of,
     goes_on,
     kind,
+    on_its_way,
     other,
     reported_within,
+    sigint,
     until,
     whole,
     wired,
@@ -187,6 +190,27 @@ async def test_a_task_that_waits_behind_a_cell_and_is_cancelled_never_begins(
     assert not await bridge.exists("state")
 
 
+async def test_cancelling_a_task_that_has_not_begun_interrupts_nothing(bridge: Bridge) -> None:
+    await bridge.run("import time\nstate, go, ran = '', False, []")
+    async with other(bridge) as client:
+        cell = client.submit("state = 'runs'\nwhile not go: time.sleep(0.001)\nstate = 'ended'")
+        await until_is(bridge, "state", "runs", now=True)
+        never = [
+            bridge.submit(list.append, bridge.ref("ran"), 1),
+            bridge.submit(later, bridge.ref("ran.append(2)")),
+        ]
+        await until(lambda: on_its_way(bridge))
+        for task in never:
+            task.cancel()
+        for task in never:
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert await bridge.pull("state", now=True) == "runs"
+        await bridge.push(go=True, now=True)
+        assert (await client.answer(cell))["status"] == "ok"
+    assert await bridge.pull("state", "ran") == ("ended", [])
+
+
 async def test_a_function_that_runs_is_interrupted_and_nothing_else(bridge: Bridge) -> None:
     async with other(bridge) as client:
         await bridge.push(state="")
@@ -255,6 +279,57 @@ async def test_an_interrupt_ends_the_task_that_runs_and_not_the_kernel(
         assert not waits.done()
         waits.cancel()
     report.close()
+    await goes_on(live)
+    await nothing_is_kept(live)
+
+
+async def steps(report: Callable[[int], object], number: int) -> int:
+    report(number)
+    for _ in range(300_000):
+        await asyncio.sleep(0)
+    return number
+
+
+async def yields(report: Callable[[int], object], number: int) -> AsyncIterator[int]:
+    report(number)
+    for n in range(300_000):
+        await asyncio.sleep(0)
+        yield n
+
+
+async def all_items(bridge: Bridge, report: Any, number: int) -> int:
+    async with bridge.iterate(yields, report, number) as items:
+        found = [item async for item in items]
+    assert found == [*range(300_000)]
+    return number
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+@pytest.mark.parametrize("what", ["task", "async generator"])
+async def test_a_storm_of_interrupts_never_ends_the_kernel(live: Bridge, what: str) -> None:
+    """Each signal arrives at another instant of the steps; each ends what steps, or nothing."""
+    begun: list[int] = []
+    sent = number = 0
+    with live.callback(begun.append) as report:
+        while sent < 300:
+            work: Any = (
+                live.submit(steps, report, number)
+                if what == "task"
+                else asyncio.ensure_future(all_items(live, report, number))
+            )
+            # An interrupt that finds it starting may cost the response to its request.
+            await until(lambda: number == len(begun) - 1)
+            async with reported_within(10):
+                while not work.done():
+                    sigint(live)
+                    sent += 1
+                    await asyncio.sleep(0.001)
+            (outcome,) = await all_of(work)
+            if outcome != number:
+                assert isinstance(outcome, RemoteError), outcome
+                assert outcome.ename == "KeyboardInterrupt"
+            number += 1
     await goes_on(live)
     await nothing_is_kept(live)
 

@@ -119,7 +119,8 @@ class ResourceTable:
     def check(self, header: RequestHeader) -> None:
         """Raise ``WireError`` if a resource cannot send events, or its client has closed it."""
         if not self.kernel.can_send:
-            raise WireError("unsupported", "this kernel only answers requests")
+            what = "%s() needs a kernel that sends events; this one only answers requests"
+            raise WireError("unsupported", what % header["op"])
         self.check_closed(header)
 
     def check_closed(self, header: RequestHeader) -> None:

@@ -130,7 +130,8 @@ class TaskTable:
         """Return the event loop of the cells; raise ``WireError`` if there is none."""
         loop = self.kernel.loop()
         if loop is None or not loop.is_running():
-            raise WireError("unsupported", "this kernel has no event loop for tasks")
+            message = "async functions, await and async iterators need an event loop in the kernel"
+            raise WireError("unsupported", message)
         return loop
 
 
