@@ -428,6 +428,6 @@ class Connection:
         if self.transport.capabilities.signals and not self.remote.greeting.in_main_thread:
             raise NotSupported(
                 f"{who}: its cells run in a thread of process {info.pid}, and a signal would hit "
-                "that program's main thread; nothing was sent. Let the cell check a variable, and set "
-                "it with push(…, now=True)"
+                "that program's main thread; nothing was sent. Let the cell check a variable, and "
+                "set it with push(…, now=True)"
             )
