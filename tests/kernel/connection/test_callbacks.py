@@ -97,6 +97,42 @@ async def test_calls_arrive_in_the_middle_of_a_cell_and_from_its_threads(live: B
                 await running
 
 
+def ahead() -> tuple[int, int]:
+    """Return how many calls were sent and have not begun, and how many wait to be sent."""
+    module: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+    (remote,) = module._remotes.values()
+    (queue,) = remote.resources.known.values()
+    return queue.sent_calls - queue.begun, len(queue.waiting)
+
+
+async def test_a_thousand_calls_at_most_are_ahead_of_the_client(bridge: Bridge) -> None:
+    go_on, begun = asyncio.Event(), asyncio.Event()
+    seen: list[int] = []
+
+    async def note(step: int) -> None:
+        seen.append(step)
+        begun.set()
+        await go_on.wait()
+
+    with bridge.callback(note) as report:
+        await bridge.call(call_each, report, 1)
+        await begun.wait()
+        await bridge.call(call_each, report, 3_000)
+
+        async def counts() -> tuple[int, int]:
+            return await bridge.call(ahead, by_value=[sys.modules[__name__]])
+
+        async with asyncio.timeout(30):
+            while sum(await counts()) != 3_000 or await counts() != (1_000, 2_000):
+                assert (await counts())[0] <= 1_000
+                await asyncio.sleep(0.02)
+        assert len(seen) == 1
+        assert report._calls._arrived.queued <= 1_000
+        go_on.set()
+        await until(lambda: len(seen) == 3_001)
+    assert seen == [0, *range(3_000)]
+
+
 async def test_a_function_answers_while_its_cell_waits_for_room(bridge: Bridge) -> None:
     seen: list[int] = []
 

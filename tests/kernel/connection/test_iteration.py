@@ -119,6 +119,41 @@ async def test_large_items_cross_once_each(bridge: Bridge) -> None:
 
 
 @pytest.mark.parametrize("function", [stuck, stuck_async])
+def notes(turns: list[Any]) -> Iterator[int]:
+    import threading
+
+    for n in range(10**9):
+        turns.append(threading.current_thread() is threading.main_thread())
+        yield n
+
+
+async def test_the_steps_of_a_plain_generator_take_their_turns_in_the_main_thread(
+    bridge: Bridge, kernel: Bridge
+) -> None:
+    """The consumer asks for a batch between two calls, and the kernel makes it between them."""
+    await bridge.push(turns=[])
+    turns = bridge.ref("turns")
+    async with bridge.iterate(notes, turns) as items:
+        await anext(items)
+        made = -1
+        while made != await bridge.pull("len(turns)"):  # until it is as far ahead as it may be
+            made = await bridge.pull("len(turns)")
+            await asyncio.sleep(0.05)
+        async with occupied(kernel):
+            before = bridge.submit(list.append, turns, "before")
+            for n in range(1, made):
+                assert await anext(items) == n
+            for _ in range(20):  # the loop begins what asks for the next batch
+                await asyncio.sleep(0)
+            behind = bridge.submit(list.append, turns, "behind")
+            assert await bridge.pull("len(turns)", now=True) == made
+        await asyncio.gather(before, behind)
+    found = await bridge.pull("turns")
+    assert found.index("before") == made
+    assert found.index("behind") > made + 1
+    assert {one for one in found if type(one) is bool} == {True}
+
+
 async def test_an_item_does_not_wait_for_the_next_one(bridge: Bridge, function: Any) -> None:
     async with bridge.iterate(function, "gate") as items:
         async with reported_within(3):

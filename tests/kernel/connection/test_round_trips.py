@@ -29,11 +29,12 @@ from bridgehead import (
     ReplyLost,
 )
 from bridgehead._lanes.handshake import LaneName
+from bridgehead._lanes.socket import SocketClient
 from bridgehead._transports.dispatch import Dispatcher
 from bridgehead._transports.request_table import WINDOW
 from bridgehead._transports.signed_messages import REMEMBERED
 from support.faults import CallsInKernel
-from support.kit import KEPT
+from support.kit import KEPT, LANES
 
 # An attached bridge waits until another owner must have restarted the kernel, and here none does.
 no_restart = pytest.mark.timings(reconnect_grace=0.3)
@@ -86,6 +87,39 @@ async def test_each_operation_is_one_message_even_the_first(
                 await operation()
                 assert len(sent) == count
             assert {m[:2] for m in sent} == {("shell", "execute_request")}
+
+
+@pytest.mark.timings(unasked=60)
+@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("source", ["range(1000)", "(n for n in range(1000))", "ticks()"])
+async def test_the_items_of_an_iteration_come_in_batches(
+    sent: list[tuple[str, str, int]], monkeypatch: pytest.MonkeyPatch, lane: Any, source: str
+) -> None:
+    asked: list[Any] = []
+    received: list[Any] = []
+    ask, receive = SocketClient.ask, Dispatcher.received
+
+    def counted(self: SocketClient, *args: Any, **options: Any) -> Any:
+        asked.append(args)
+        return ask(self, *args, **options)
+
+    def counts(self: Dispatcher, channel: str, message: Any) -> None:
+        if channel != "iopub":
+            received.append(message)
+        receive(self, channel, message)
+
+    monkeypatch.setattr(SocketClient, "ask", counted)
+    monkeypatch.setattr(Dispatcher, "received", counts)
+    async with Bridge.launch(lane=lane) as bridge:
+        await bridge.run("async def ticks():\n    for n in range(1000): yield n")
+        sent.clear()
+        asked.clear()
+        received.clear()
+        async with bridge.iterate(source) as items:
+            assert [item async for item in items] == [*range(1000)]
+        # A batch ends after some time, so that a slow machine has more of them. Were each item a
+        # message, there would be as many requests and as many replies.
+        assert len(sent) + len(asked) + len(received) < 500
 
 
 @pytest.mark.timings(unasked=60)

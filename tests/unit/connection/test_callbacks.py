@@ -64,6 +64,32 @@ async def test_calls_arrive_in_order_with_what_they_had(loopback: Bridge) -> Non
     assert seen == [(([*range(n + 1)],), {"step": n}) for n in range(3)]
 
 
+class Bar:
+    """What shows progress here."""
+
+    def __init__(self) -> None:
+        self.done = 0
+
+    def update(self, step: int) -> None:
+        self.done += step
+
+
+@pytest.mark.parametrize("lane", ["buffers", "inline"])
+async def test_a_bound_method_that_is_pushed_works_on_a_copy_and_its_callback_does_not(
+    lane: Any,
+) -> None:
+    async with Bridge.loopback(lane=lane) as bridge:
+        bar = Bar()
+        await bridge.push(update=bar.update)
+        await bridge.run("update(1)\nupdate(2)")
+        assert await bridge.pull("update.__self__.done") == 3
+        assert bar.done == 0
+        with bridge.callback(bar.update) as report:
+            await bridge.push(update=report)
+            await bridge.run("update(1)\nupdate(2)")
+            await until(lambda: bar.done == 3)
+
+
 @pytest.mark.parametrize("lane", ["buffers", "inline"])
 async def test_more_calls_than_may_be_on_their_way(lane: Any) -> None:
     seen: list[int] = []
