@@ -606,7 +606,7 @@ class Bridge(WorkMethods):
             return await handoff.run()
 
     def watch(self, *expressions: str | Ref, max_bytes: int | None = None) -> Watch[Any]:
-        """Follow values: ``async for value in bridge.watch("history[-1]")``.
+        """Follow values: ``async with bridge.watch("history[-1]") as values``.
 
         The kernel sends the value now, and again after each cell that changed it, no matter which
         client ran the cell. Of several expressions it sends a tuple, after each cell that changed
@@ -667,7 +667,7 @@ class Bridge(WorkMethods):
         return watch
 
     def watch_names(self, pattern: str = "*", *, preview: bool = False) -> Watch[Names]:
-        """Follow the names: ``async for names in bridge.watch_names()``.
+        """Follow the names: ``async with bridge.watch_names() as changes``.
 
         The kernel describes the names now, and again after each cell that changed them, no matter
         which client ran the cell: one appeared or vanished, or its type, shape, length or bytes are

@@ -125,7 +125,7 @@ class CellMethods(BridgeBase):
         timeout: float | None = None,
         on_timeout: OnTimeout = "leave",
     ) -> CellStream:
-        """Run a cell, and iterate over its outputs as they come: ``async for message in …``.
+        """Run a cell, and iterate over its outputs: ``async with bridge.stream(code) as outputs``.
 
         The turn is taken now, as by ``run``, and the cell runs whether it is iterated or not. What
         it raises is raised at the end of the loop.

@@ -226,8 +226,9 @@ class Fleet(FleetWork):
         return await self._each("exists", (name,), options)
 
     def watch(self, /, *expressions: str | Ref, **options: Any) -> FleetWatch[Any]:
-        """Follow values in every kernel: ``async for index, value in fleet.watch("loss")``.
+        """Follow values in every kernel: ``async with fleet.watch("loss") as losses``.
 
+        It gives each value with the index of its kernel, as the kernels send them.
         ``options`` are those of ``Bridge.watch``, and so are the errors. A kernel of the fleet that
         is lost already is a ``KernelDied``, or another ``OutcomeUnknown``.
 

@@ -35,7 +35,7 @@ class WorkMethods(CellMethods):
     """The operations that run functions, iterate and call back."""
 
     def iterate(self, source: str | Ref | Callable[..., Any], /, *args: Any) -> Iteration:
-        """Iterate over what the kernel makes: ``async for item in bridge.iterate("rows")``.
+        """Iterate over what the kernel makes: ``async with bridge.iterate("rows") as rows``.
 
         Items come in batches, as they are made, and are as they were then. The kernel is at most
         10,000 items and 64 MB ahead of the consumer, beside one item of any size. It is free

@@ -133,6 +133,22 @@ async def test_a_thousand_calls_at_most_are_ahead_of_the_client(bridge: Bridge) 
     assert seen == [0, *range(3_000)]
 
 
+async def test_a_callback_that_a_function_kept_is_called_later(bridge: Bridge) -> None:
+    def keeps(report: Any) -> None:
+        global kept
+        kept = {"report": report}
+
+    seen: list[int] = []
+    with bridge.callback(seen.append) as report:
+        await bridge.call(keeps, report, namespace=True)
+        await bridge.run("kept['report'](1)")
+        async with await bridge.call(dict, report=report, keep=True) as ref:
+            await ref["report"](2).pull()
+        await until(lambda: len(seen) == 2)
+    assert seen == [1, 2]
+    await bridge.delete("kept")
+
+
 async def test_a_function_answers_while_its_cell_waits_for_room(bridge: Bridge) -> None:
     seen: list[int] = []
 

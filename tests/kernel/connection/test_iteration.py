@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -172,6 +173,52 @@ async def test_an_interrupt_comes_after_the_items_before_it(bridge: Bridge, func
         with pytest.raises(RemoteError, match="KeyboardInterrupt"):
             await anext(items)
     await goes_on(bridge)
+
+
+async def test_the_error_of_a_step_is_of_the_class_that_it_is(bridge: Bridge) -> None:
+    """Of a builtin class, and of one that can be imported, with what they have."""
+
+    def fails() -> Iterator[int]:
+        yield 1
+        raise LookupError("no more", 2)
+
+    async def fails_async() -> AsyncIterator[int]:
+        import json
+
+        yield 1
+        json.loads("{")
+
+    for source in fails, fails_async:
+        async with bridge.iterate(source) as items:
+            assert await anext(items) == 1
+            with pytest.raises(RemoteError) as caught:
+                await anext(items)
+        cause = caught.value.__cause__
+        if source is fails:
+            assert type(cause) is LookupError
+            assert cause.args == ("no more", 2)
+        else:
+            assert type(cause) is json.JSONDecodeError
+            assert (cause.doc, cause.pos) == ("{", 1)
+
+
+async def test_a_step_runs_in_the_main_thread_in_its_turn(bridge: Bridge) -> None:
+    def steps() -> Iterator[tuple[bool, int]]:
+        import threading
+
+        from IPython import get_ipython
+
+        names = get_ipython().user_ns  # type: ignore[no-untyped-call]
+        for _ in range(3):
+            yield threading.current_thread() is threading.main_thread(), names["turn"]
+
+    await bridge.push(turn=1)
+    async with bridge.iterate(steps) as items:
+        large = np.zeros(20 << 20, "u1")  # several messages where it goes in messages
+        _, first = await asyncio.gather(bridge.push(turn=2, large=large), anext(items))
+        assert first == (True, 2)
+        assert [is_main async for is_main, _ in items] == [True, True]
+    await bridge.delete("large")
 
 
 async def test_the_kernel_is_free_between_two_batches(bridge: Bridge) -> None:

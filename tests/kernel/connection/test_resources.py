@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from support.kit import (
     goes_on,
     kept_and_late,
     on_its_way,
+    other,
     until,
 )
 from support.promises import occupied, seeded
@@ -260,6 +262,40 @@ async def test_a_client_that_is_killed_leaves_nothing_of_any_kind(
     await lease_ends(kernel)
     await kernel.delete("x", "watched")
     await nothing_is_left(kernel, threads)
+
+
+@pytest.mark.timings(renew_every=1000)  # a renewal would be a request
+@pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+async def test_the_kernel_ends_a_lease_by_itself_while_it_gets_no_request(
+    live: Bridge, tmp_path: Path
+) -> None:
+    """Its own look comes twice a minute, and here often; the clock of the leases is set ahead."""
+    find_module = (
+        "import sys\n"
+        "module = next(m for n, m in sys.modules.items() if n.startswith('_bridgehead'))\n"
+    )
+
+    def writes(path: str) -> Iterator[int]:
+        try:
+            yield from range(10**9)
+        finally:
+            Path(path).write_text("closed")
+
+    await live.call(abs, 1)
+    await live.run(find_module + "module.BEAT = 0.05")
+    async with other(live) as client:
+        for lane in LANES:
+            async with Bridge.attach(file_of(live), lane=lane) as bridge:
+                items, end = bridge.iterate(writes, str(tmp_path / lane)), tmp_path / lane
+                assert await anext(items) == 0
+                cell = client.submit(
+                    find_module
+                    + "for remote in module._remotes.values(): remote.resources.clock += 601"
+                )
+                assert (await client.answer(cell))["status"] == "ok"
+                await until(end.exists)
+                await nothing_is_kept(live)
+                del items
 
 
 def test_a_sync_bridge_leaves_nothing_of_any_kind() -> None:

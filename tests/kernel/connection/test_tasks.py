@@ -11,7 +11,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +244,66 @@ async def test_on_timeout_interrupts(bridge: Bridge, what: str) -> None:
                 await bridge.run("import time; time.sleep(60)", timeout=0.3, on_timeout="interrupt")
         await bridge.push(x=1)
         await bridge.run("x")
+
+
+def spins_and_notes() -> None:
+    """Compute until it is interrupted; bind ``state`` to "runs" and then to "interrupted"."""
+    from IPython import get_ipython
+
+    names = get_ipython().user_ns  # type: ignore[no-untyped-call]
+    try:
+        names["state"] = "runs"
+        spin()
+    except KeyboardInterrupt:
+        names["state"] = "interrupted"
+        raise
+
+
+async def test_on_timeout_interrupts_a_function_whose_caller_is_cancelled(bridge: Bridge) -> None:
+    call = asyncio.ensure_future(bridge.call(spins_and_notes, on_timeout="interrupt"))
+    await until_is(bridge, "state", "runs", now=True)
+    async with reported_within(5):
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await until_is(bridge, "state", "interrupted")
+    await bridge.delete("state")
+
+
+async def timed_out(bridge: Bridge, work: Callable[[float], Awaitable[object]]) -> None:
+    """Have work time out after it has begun, which binds ``state``."""
+    for seconds in 0.3, 3.0, 20.0:  # a loaded machine may take long to begin it
+        with pytest.raises(TimeoutError, match="timed out after"):
+            await work(seconds)
+        if await bridge.pull("'state' in globals()", now=True):
+            return
+    pytest.fail("it has not begun")
+
+
+async def test_a_function_that_is_left_at_its_deadline_reaches_its_end(bridge: Bridge) -> None:
+    def ends() -> None:
+        import time
+
+        from IPython import get_ipython
+
+        names = get_ipython().user_ns  # type: ignore[no-untyped-call]
+        names["state"] = "begun"
+        while "go" not in names:
+            time.sleep(0.01)
+        names["state"] = "ended"
+
+    await timed_out(bridge, lambda seconds: bridge.call(ends, timeout=seconds))
+    assert await bridge.pull("state", now=True) == "begun"
+    await bridge.push(go=1, now=True)
+    await until_is(bridge, "state", "ended")
+    await bridge.delete("go", "state")
+
+
+async def test_the_deadline_of_a_pull_with_await_cancels_its_coroutine(bridge: Bridge) -> None:
+    await bridge.push(marks=marks)
+    await timed_out(bridge, lambda seconds: bridge.pull("await marks('state')", timeout=seconds))
+    await until_is(bridge, "state", "cancelled")
+    await bridge.delete("marks", "state")
 
 
 async def test_what_has_not_begun_when_its_time_is_over_never_begins(bridge: Bridge) -> None:

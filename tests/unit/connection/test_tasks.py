@@ -270,6 +270,46 @@ async def test_a_task_tells_when_it_is_done(loopback: Bridge) -> None:
     assert "later, done" in repr(task)
 
 
+async def test_a_task_gives_its_outcome_as_that_of_asyncio_does(loopback: Bridge) -> None:
+    started, _ = shared()
+    task = loopback.submit(forever_here)
+    await asyncio.to_thread(started.wait, 30)
+    for look in task.result, task.exception:
+        with pytest.raises(asyncio.InvalidStateError):
+            look()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    failed = loopback.submit(divmod, 1, 0)
+    error = (await asyncio.gather(failed, return_exceptions=True))[0]
+    assert failed.exception() is error
+    with pytest.raises(RemoteError, match="ZeroDivisionError"):
+        failed.result()
+    for look in task.result, task.exception:
+        with pytest.raises(asyncio.CancelledError):
+            look()
+    done: list[object] = []
+    for late in task, failed:
+        late.add_done_callback(done.append)
+        assert late not in done  # it is called soon, not at once
+    await until(lambda: done == [task, failed])
+
+
+async def test_a_task_that_is_not_kept_runs(loopback: Bridge) -> None:
+    async def appends(found: list[str]) -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        found.append("async")
+
+    await loopback.push(found=[])
+    loopback.submit(appends, loopback.ref("found"))
+    loopback.submit(list.append, loopback.ref("found"), "plain")
+    gc.collect()
+    async with asyncio.timeout(30):
+        while {*await loopback.pull("found")} != {"async", "plain"}:
+            gc.collect()
+
+
 async def test_a_failure_that_nothing_looks_at_is_logged(
     loopback: Bridge, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -184,6 +184,13 @@ async def test_a_ref_cannot_be_compared(loopback: Bridge) -> None:
     assert ref in {ref}
 
 
+async def test_two_refs_of_one_expression_are_two_keys(loopback: Bridge) -> None:
+    first, second = loopback.ref("x"), loopback.ref("x")
+    assert str(first) == str(second)
+    values = {first: 1, second: 2}
+    assert (len(values), values[first], values[second]) == (2, 1, 2)
+
+
 async def test_a_ref_cannot_be_tested_iterated_pickled_or_copied(loopback: Bridge) -> None:
     ref = loopback.ref("x")
     for name in ("_repr_png_", "_ipython_display_", "__array__", "__length_hint__"):
