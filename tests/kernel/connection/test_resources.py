@@ -32,6 +32,7 @@ from support.kit import (
     kept_and_late,
     on_its_way,
     other,
+    reported_within,
     until,
 )
 from support.promises import occupied, seeded
@@ -274,6 +275,14 @@ async def test_the_kernel_ends_a_lease_by_itself_while_it_gets_no_request(
         "import sys\n"
         "module = next(m for n, m in sys.modules.items() if n.startswith('_bridgehead'))\n"
     )
+    set_ahead = (  # after several of its looks, which let the clock stand while a cell runs
+        "import asyncio\n"
+        "(remote,) = module._remotes.values()\n"
+        "for _ in range(3):\n"
+        "    looked = remote.resources._looked\n"
+        "    while remote.resources._looked == looked: await asyncio.sleep(0.01)\n"
+        "remote.resources.clock += 601"
+    )
 
     def writes(path: str) -> Iterator[int]:
         try:
@@ -288,11 +297,9 @@ async def test_the_kernel_ends_a_lease_by_itself_while_it_gets_no_request(
             async with Bridge.attach(file_of(live), lane=lane) as bridge:
                 items, end = bridge.iterate(writes, str(tmp_path / lane)), tmp_path / lane
                 assert await anext(items) == 0
-                cell = client.submit(
-                    find_module
-                    + "for remote in module._remotes.values(): remote.resources.clock += 601"
-                )
-                assert (await client.answer(cell))["status"] == "ok"
+                cell = client.submit(find_module + set_ahead)
+                async with reported_within(1):
+                    assert (await client.answer(cell))["status"] == "ok"
                 await until(end.exists)
                 await nothing_is_kept(live)
                 del items
