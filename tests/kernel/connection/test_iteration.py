@@ -87,6 +87,18 @@ async def stuck_async(gate: str) -> AsyncIterator[Any]:
         yield item
 
 
+async def awaits(gate: str) -> AsyncIterator[Any]:
+    """Yield the same, and leave the event loop to others."""
+    from IPython import get_ipython
+
+    names = get_ipython().user_ns  # type: ignore[no-untyped-call]
+    for item in (1, [2], "three"):
+        yield item
+    while gate not in names:
+        await asyncio.sleep(0.01)
+    yield 4
+
+
 async def test_items_cross_on_every_lane(bridge: Bridge) -> None:
     assert [n async for n in bridge.iterate(numbers, 20_000)] == list(range(20_000))
     await until_is(bridge, "state", "closed")
@@ -512,11 +524,14 @@ async def test_a_batch_that_is_lost_is_sent_again(kernel: Bridge, tmp_path: Path
     await nothing_is_kept(kernel)
 
 
+@pytest.mark.parametrize("function", [stuck, awaits])
 @pytest.mark.parametrize("lane", ["direct", "buffers"])
-async def test_an_item_that_takes_long_outlives_many_breaks(tmp_path: Path, lane: Any) -> None:
+async def test_an_item_that_takes_long_outlives_many_breaks(
+    tmp_path: Path, lane: Any, function: Any
+) -> None:
     """J6. The kernel makes one item all the time, and the connection breaks again and again."""
     async with cuttable(tmp_path, lane=lane) as (bridge, cuts):
-        items = bridge.iterate(stuck, "gate")
+        items = bridge.iterate(function, "gate")
         assert [await anext(items) for _ in range(3)] == [1, [2], "three"]
         waiting = asyncio.ensure_future(anext(items))
         for _ in range(5):

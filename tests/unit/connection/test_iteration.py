@@ -33,6 +33,7 @@ from bridgehead._connection.iteration import MOST_BYTES, MOST_ITEMS, Items
 from bridgehead._connection.mapping import MapRequest
 from bridgehead._transports.base import Transport
 from bridgehead._transports.timings import Timings
+from support.kit import until
 from unit.connection.test_tasks import later, nothing_is_left, remote_of
 
 
@@ -68,6 +69,16 @@ async def until_closed(count: object) -> None:
     CLOSED.clear()
 
 
+OPENED: list[str] = []
+
+
+async def gated(name: str) -> AsyncIterator[int]:
+    while name not in sys.modules[__name__].OPENED:
+        await asyncio.sleep(0.001)
+    for n in range(3):
+        yield n
+
+
 async def counted_async(count: int) -> AsyncIterator[int]:
     try:
         for n in range(count):
@@ -75,6 +86,22 @@ async def counted_async(count: int) -> AsyncIterator[int]:
             yield n
     finally:
         closed().append(count)
+
+
+async def test_a_batch_that_is_asked_for_again_is_made_before_it_arrives(loopback: Bridge) -> None:
+    """The response that was lost is of a request that may be making the batch still."""
+    items = loopback.iterate(gated, "open")
+    first = asyncio.ensure_future(anext(items))
+    await until(
+        lambda: items._items._call is not None and items._items._call.operation == "advance"
+    )
+    again = asyncio.ensure_future(items._items._ask())
+    await asyncio.sleep(0)
+    await loopback.push(x=1)  # its turn is behind both requests
+    OPENED.append("open")
+    response = await again
+    assert response.header["groups"]  # else the client would ask for the next batch
+    assert [await first, *[n async for n in items]] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("function", [counted, counted_async])

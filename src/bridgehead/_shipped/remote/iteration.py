@@ -188,6 +188,7 @@ class RunningIteration(Resource):
         self._close_error: BaseException | None = None  # that closing raised, if no client has it
         self._close_failure: HeaderAndFrames | None = None  # the same, for the client
         self._until, self._most, self._nbytes, self._taken = 0.0, 0, 0, 0
+        self._made: Any = None  # set when the batch of an async iterator is made
 
     # ------------------------------------------------------------ closing
 
@@ -262,8 +263,21 @@ class RunningIteration(Resource):
 
         If this batch is cancelled, the item that is being made comes with a later one.
         """
-        wait = sys.modules["asyncio"].wait
         self._begin(most)
+        self._made = sys.modules["asyncio"].Event()
+        try:
+            await self._make_async(producer)
+        finally:
+            self.is_making = False
+            self._made.set()
+
+    async def until_made(self) -> None:
+        """Wait until no batch of an async iterator is being made."""
+        if self.is_making:
+            await self._made.wait()
+
+    async def _make_async(self, producer: Producer) -> None:
+        wait = sys.modules["asyncio"].wait
         while True:
             item = producer.ask()
             left = max(0.0, self._until - monotonic()) if self.items else None
@@ -422,21 +436,19 @@ class IterationTable:
         iteration, number = self._find(header), header["batch"]
         self.resources.note_owner(header)
         have = header.get("have") or 0
-        is_made = number <= iteration.number
         producer = iteration.producer
         if producer is not None:
 
             async def make() -> HeaderAndFrames:
-                if is_made or iteration.is_ended:
+                if number <= iteration.number or iteration.is_ended:
+                    # The request whose response was lost may be making it still.
+                    await iteration.until_made()
                     return iteration.response(have)
-                try:
-                    await iteration.make_async(producer, header["most"])
-                finally:
-                    iteration.is_making = False
+                await iteration.make_async(producer, header["most"])
                 return iteration.rest()
 
             return self.tasks.start_with(header, make(), lambda made: made)
-        if is_made or iteration.is_ended:
+        if number <= iteration.number or iteration.is_ended:
             return iteration.response(have)
         iteration.request = header["id"]
         try:
