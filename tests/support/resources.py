@@ -269,6 +269,13 @@ async def nothing_is_left(kernel: Bridge, threads: list[str]) -> None:
         pytest.fail(f"left in the kernel: {left}; threads before: {threads}")
 
 
+async def threads_of(kernel: Bridge) -> list[str]:
+    """Return the names of the threads that a kernel has."""
+    await kernel.pull("1", now=True)  # a subshell has a thread, which stays
+    _, threads = await kernel.call(running, by_value=OWN)
+    return threads
+
+
 async def lease_ends(kernel: Bridge) -> None:
     """Set the clock of the leases ahead, as if no bridge had been heard of for ten minutes."""
     await kernel.run(
@@ -352,6 +359,7 @@ async def ended(kind: str, one: Held) -> None:
 
 async def goes_on_over_cuts(bridge: Bridge, cells: Bridge, cut: Callable[[], object]) -> None:
     """Cut the connection before each kind is used, and while it is; ``cells`` does not pass it."""
+    threads = await threads_of(cells)
     held = await of_every_kind(bridge)
     chance = random.Random(1)
     for _ in range(2):
@@ -368,13 +376,12 @@ async def goes_on_over_cuts(bridge: Bridge, cells: Bridge, cut: Callable[[], obj
     held["task"].handle.cancel()
     held["callback"].handle.close()
     del held, one, using
-    gc.collect()
-    await cells.run("globals().pop('report', None)")
-    await nothing_is_kept(cells)
+    await nothing_is_left(cells, threads)
 
 
 async def asked_while_cut(bridge: Bridge, cells: Bridge, cut: Callable[[], object]) -> None:
     """Cut at any instant of what makes one of each kind: it is made, or its outcome is unknown."""
+    threads = await threads_of(cells)
     with seeded() as chance:
         for kind, ask in list(ASKED.items()) * 3:
             asked: Any = asyncio.ensure_future(awaited(ask(bridge)))
@@ -386,9 +393,7 @@ async def asked_while_cut(bridge: Bridge, cells: Bridge, cut: Callable[[], objec
             assert is_unknown or not isinstance(outcome, BaseException), (kind, outcome)
             del asked, outcome
     await goes_on(bridge)
-    gc.collect()
-    await cells.run("globals().pop('report', None)")
-    await nothing_is_kept(cells)
+    await nothing_is_left(cells, threads)
     assert kept_and_late(bridge)[:5] == (0, 0, 0, 0, 0)
 
 

@@ -54,6 +54,7 @@ from support.resources import (
     numbers_async,
     of_every_kind,
     running,
+    threads_of,
     two,
 )
 
@@ -62,8 +63,7 @@ from support.resources import (
 async def threads(kernel: Bridge) -> list[str]:
     """Give the names of the threads that the kernel has."""
     if "threads" not in vars(Begun):
-        await kernel.pull("1", now=True)  # a subshell has a thread, which stays
-        Begun.threads = (await kernel.call(running, by_value=OWN))[1]
+        Begun.threads = await threads_of(kernel)
     return Begun.threads
 
 
