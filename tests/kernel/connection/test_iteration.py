@@ -131,7 +131,6 @@ async def test_large_items_cross_once_each(bridge: Bridge) -> None:
     assert found == [(40 << 20, 0), (40 << 20, 1), (40 << 20, 2)]
 
 
-@pytest.mark.parametrize("function", [stuck, stuck_async])
 def notes(turns: list[Any]) -> Iterator[int]:
     import threading
 
@@ -167,6 +166,7 @@ async def test_the_steps_of_a_plain_generator_take_their_turns_in_the_main_threa
     assert {one for one in found if type(one) is bool} == {True}
 
 
+@pytest.mark.parametrize("function", [stuck, stuck_async])
 async def test_an_item_does_not_wait_for_the_next_one(bridge: Bridge, function: Any) -> None:
     async with bridge.iterate(function, "gate") as items:
         async with reported_within(3):
