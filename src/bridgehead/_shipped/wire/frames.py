@@ -98,6 +98,9 @@ def copy_into(target: memoryview, source: memoryview) -> None:
     1 GB then took 3 s. Small pages, which the machine still had, took 0.7 s, and huge pages that it
     still had 0.3 s (measured). So a frame gets huge pages until one copy meets two that are slow.
     """
+    if target.nbytes <= HUGE_PAGE:  # one step, which needs no clock
+        copy_bytes(target, source)
+        return
     slow = 0
     for at in range(0, target.nbytes, HUGE_PAGE):
         began = thread_time()  # not the wall's: another thread may run meanwhile
