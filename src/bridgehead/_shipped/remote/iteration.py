@@ -271,6 +271,10 @@ class RunningIteration(Resource):
             self.is_making = False
             self._made.set()
 
+    def has_begun(self, number: int) -> bool:
+        """Return whether a batch was made or is being made, or whether none follows."""
+        return number <= self.number or self.is_ended
+
     async def until_made(self) -> None:
         """Wait until no batch of an async iterator is being made."""
         if self.is_making:
@@ -440,7 +444,7 @@ class IterationTable:
         if producer is not None:
 
             async def make() -> HeaderAndFrames:
-                if number <= iteration.number or iteration.is_ended:
+                if iteration.has_begun(number):
                     # The request whose response was lost may be making it still.
                     await iteration.until_made()
                     return iteration.response(have)
@@ -448,7 +452,7 @@ class IterationTable:
                 return iteration.rest()
 
             return self.tasks.start_with(header, make(), lambda made: made)
-        if number <= iteration.number or iteration.is_ended:
+        if iteration.has_begun(number):
             return iteration.response(have)
         iteration.request = header["id"]
         try:

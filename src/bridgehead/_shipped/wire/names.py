@@ -322,7 +322,6 @@ BY_VALUE: dict[Any, Callable[[Any], Any]] = {
 # These types never pickle by name, or do not say so; the pickler takes these before all others.
 OWN_REDUCERS: dict[Any, Callable[[Any], Any]] = {
     types.ModuleType: reduce_module,
-    functools.cached_property: reduce_descriptor,
     types.CellType: reduce_cell,
     typing.TypeVar: lambda value: value.__name__,
 }
