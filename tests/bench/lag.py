@@ -51,13 +51,13 @@ async def _one(lane: str, payload: str) -> list[Reached]:
                 back = await bridge.pull("value")
             del back
             await bridge.delete("value")
-    rest = _p99(idle)
+    rest = p99(idle)
     return [
         Reached(
             f"loop lag p99 in a {way}, {lane}, beyond idle",
-            (_p99(lags) - rest) * 1000,
+            (p99(lags) - rest) * 1000,
             "ms",
-            f"{payload}: p99 {_p99(lags) * 1000:.3g}, idle {rest * 1000:.3g}, "
+            f"{payload}: p99 {p99(lags) * 1000:.3g}, idle {rest * 1000:.3g}, "
             f"most {max(lags) * 1000:.3g} ms of {len(lags)} beats",
         )
         for way, lags in (("push", push), ("pull", pull))
@@ -83,5 +83,5 @@ async def _heart(lags: list[float]) -> AsyncIterator[None]:
         beating.cancel()
 
 
-def _p99(lags: list[float]) -> float:
-    return sorted(lags)[int(0.99 * len(lags))]
+def p99(times: list[float]) -> float:
+    return sorted(times)[int(0.99 * len(times))]

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from bridgehead import Bridge, BridgeError
 from bridgehead._lanes.handshake import LaneName
 from bridgehead._tools.bench.samples import PAYLOADS
+from tests.bench.lag import p99
 from tests.bench.targets import Reached
 
 AT_ONCE, ROUNDS = 1000, 3
@@ -77,10 +78,10 @@ async def _beside_large(lane: LaneName) -> list[Reached]:
                         await busy.push(large=large)
                     else:
                         await busy.pull("large")
-            p99, rest = _p99(beside), _p99(alone)
-            detail = f"p99 {p99 * 1000:.3g} / {rest * 1000:.3g} ms, n={len(beside)}, {len(alone)}"
+            most, rest = p99(beside), p99(alone)
+            detail = f"p99 {most * 1000:.3g} / {rest * 1000:.3g} ms, n={len(beside)}, {len(alone)}"
             what = f"a small push beside a {way} of 1 GB / alone, p99"
-            found.append(Reached(what, p99 / rest, detail=f"{detail}, lane {busy.info.lane}"))
+            found.append(Reached(what, most / rest, detail=f"{detail}, lane {busy.info.lane}"))
     return found
 
 
@@ -101,7 +102,3 @@ async def _pushing(bridge: Bridge, times: list[float]) -> AsyncIterator[None]:
     finally:
         pushing.cancel()
         await asyncio.wait([pushing])
-
-
-def _p99(times: list[float]) -> float:
-    return sorted(times)[int(0.99 * len(times))]

@@ -10,7 +10,7 @@ import contextlib
 import json
 import uuid
 from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -142,13 +142,17 @@ class Cuts:
         writer.close()
 
 
-@asynccontextmanager
-async def managed(kernel_name: str = "python3") -> AsyncIterator[AsyncKernelManager]:
+def managed(kernel_name: str = "python3") -> AbstractAsyncContextManager[AsyncKernelManager]:
     """Start a kernel on TCP whose manager is outside the bridge."""
-    manager = AsyncKernelManager(kernel_name=kernel_name)
+    return listening(AsyncKernelManager(kernel_name=kernel_name))
+
+
+@asynccontextmanager
+async def listening(manager: AsyncKernelManager) -> AsyncIterator[AsyncKernelManager]:
+    """Start the kernel of a manager, and wait until it answers; end it behind the block."""
     await manager.start_kernel()
     try:
-        async with other(manager.connection_file):  # it answers
+        async with other(manager.connection_file):  # it listens
             pass
         yield manager
     finally:

@@ -5,6 +5,7 @@ Rule: no promise is checked here. A helper that only one file uses stays in that
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
 import sys
@@ -35,6 +36,19 @@ class Sent:
 
     def __init__(self) -> None:
         self.requests = self.nbytes = self.most = 0
+
+
+class HeldUp:
+    """The function of a callback, whose calls wait until they may go on."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, step: int) -> None:
+        self.seen.append(step)
+        self.begun.set()
+        await self.go_on.wait()
 
 
 @contextlib.asynccontextmanager

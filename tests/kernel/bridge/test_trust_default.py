@@ -19,7 +19,7 @@ from jupyter_client.manager import AsyncKernelManager
 from bridgehead import Bridge, UntrustedPayload
 from bridgehead._lanes import handshake as _handshake
 from bridgehead._lanes.socket import SocketListener
-from support.kit import other
+from support.cuts import listening
 from support.other_user import NOBODY, OTHER_USER, needs_other_user
 
 PROVEN = "the kernel proved over a Unix socket that it is this user's process"
@@ -37,13 +37,8 @@ async def theirs(tmp_path: Path) -> AsyncIterator[AsyncKernelManager]:
     assert spec is not None
     spec.argv = [sys.executable, str(program), "-f", "{connection_file}"]
     spec.argv += ["--HistoryManager.enabled=False"]
-    await manager.start_kernel()
-    try:
-        async with other(manager.connection_file):  # it listens
-            pass
+    async with listening(manager):
         yield manager
-    finally:
-        await manager.shutdown_kernel(now=True)
 
 
 @needs_other_user

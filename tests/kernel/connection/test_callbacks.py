@@ -23,7 +23,7 @@ from bridgehead import Bridge, RemoteError, SyncBridge
 from bridgehead._shipped.wire.header import EVENT_MESSAGE
 from support.elsewhere import MAJORS
 from support.kit import LANES, file_of, goes_on, on_its_way, other, reported_within, until
-from support.promises import occupied
+from support.promises import HeldUp, occupied
 from support.resources import nothing_is_kept
 
 # A kernel can't import test modules, so what they define is pickled by value, as in a script.
@@ -106,17 +106,10 @@ def ahead() -> tuple[int, int]:
 
 
 async def test_a_thousand_calls_at_most_are_ahead_of_the_client(bridge: Bridge) -> None:
-    go_on, begun = asyncio.Event(), asyncio.Event()
-    seen: list[int] = []
-
-    async def note(step: int) -> None:
-        seen.append(step)
-        begun.set()
-        await go_on.wait()
-
+    note = HeldUp()
     with bridge.callback(note) as report:
         await bridge.call(call_each, report, 1)
-        await begun.wait()
+        await note.begun.wait()
         await bridge.call(call_each, report, 3_000)
 
         async def counts() -> tuple[int, int]:
@@ -126,11 +119,11 @@ async def test_a_thousand_calls_at_most_are_ahead_of_the_client(bridge: Bridge) 
             while sum(await counts()) != 3_000 or await counts() != (1_000, 2_000):
                 assert (await counts())[0] <= 1_000
                 await asyncio.sleep(0.02)
-        assert len(seen) == 1
+        assert len(note.seen) == 1
         assert report._calls._arrived.queued <= 1_000
-        go_on.set()
-        await until(lambda: len(seen) == 3_001)
-    assert seen == [0, *range(3_000)]
+        note.go_on.set()
+        await until(lambda: len(note.seen) == 3_001)
+    assert note.seen == [0, *range(3_000)]
 
 
 async def test_a_callback_that_a_function_kept_is_called_later(bridge: Bridge) -> None:

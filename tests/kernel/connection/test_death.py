@@ -30,6 +30,7 @@ from traitlets.config import Config
 
 from bridgehead import Bridge, KernelDied, KernelNotFound, KernelRestarted, KernelUnresponsive
 from bridgehead._transports.timings import Timings
+from support.cuts import listening
 from support.elsewhere import MAJORS
 from support.faults import CallsInKernel
 from support.kit import (
@@ -340,33 +341,27 @@ async def test_a_kernel_whose_autorestarter_gives_up_is_reported_on_every_call(
     kernelspec("crashes", [*argv, "{connection_file}"])
     config = Config({"KernelRestarter": {"time_to_dead": 0.2, "restart_limit": 3}})
     manager = AsyncIOLoopKernelManager(kernel_name="crashes", autorestart=True, config=config)
-    await manager.start_kernel()
-    try:
-        async with other(manager.connection_file):  # it listens
-            pass
-        async with Bridge.attach(manager.connection_file) as bridge:
-            gave_up = asyncio.Event()
-            manager.add_restart_callback(gave_up.set, "dead")
-            pending = asyncio.ensure_future(bridge.push(slow=CallsInKernel(time.sleep, 60)))
-            await until(lambda: at_work(bridge))
-            crash.touch()
-            os.kill(bridge.info.pid, signal.SIGKILL)
-            async with reported_within(ATTACHED):
-                (outcome,) = await all_of(pending)
-            assert isinstance(outcome, KernelDied)
-            async with reported_within(5):
-                await gave_up.wait()
-            for _ in range(10):
-                async with reported_within(0.1):
-                    with pytest.raises(KernelDied):
-                        await bridge.push(x=1)
-            crash.unlink()
-            await manager.restart_kernel(now=True)
-            await until_back(bridge)
-            assert await look(manager.connection_file) == {}
-            await goes_on(bridge)
-    finally:
-        await manager.shutdown_kernel(now=True)
+    async with listening(manager), Bridge.attach(manager.connection_file) as bridge:
+        gave_up = asyncio.Event()
+        manager.add_restart_callback(gave_up.set, "dead")
+        pending = asyncio.ensure_future(bridge.push(slow=CallsInKernel(time.sleep, 60)))
+        await until(lambda: at_work(bridge))
+        crash.touch()
+        os.kill(bridge.info.pid, signal.SIGKILL)
+        async with reported_within(ATTACHED):
+            (outcome,) = await all_of(pending)
+        assert isinstance(outcome, KernelDied)
+        async with reported_within(5):
+            await gave_up.wait()
+        for _ in range(10):
+            async with reported_within(0.1):
+                with pytest.raises(KernelDied):
+                    await bridge.push(x=1)
+        crash.unlink()
+        await manager.restart_kernel(now=True)
+        await until_back(bridge)
+        assert await look(manager.connection_file) == {}
+        await goes_on(bridge)
 
 
 class ExitsWhenReplaced:

@@ -21,6 +21,7 @@ import pytest
 from bridgehead import Bridge, BridgeClosed, NotSupported, RemoteError, SyncBridge
 from bridgehead._protocol.bootstrap import remote_source
 from bridgehead._shipped.wire.header import CALLS_AHEAD, CALLS_TOGETHER
+from support.promises import HeldUp
 from unit.connection.test_tasks import remote_of
 
 
@@ -237,19 +238,13 @@ def test_an_interrupt_in_a_callback_ends_the_loop_and_no_later_call(
 
 
 async def test_the_oldest_calls_are_dropped(loopback: Bridge) -> None:
-    seen: list[int] = []
-    go_on = asyncio.Event()
-
-    async def note(step: int) -> None:
-        seen.append(step)
-        await go_on.wait()
-
+    note = HeldUp()
     report = loopback.callback(note, 10)
     await loopback.call(call_each, report, range(5 * CALLS_AHEAD))
     await until(lambda: report.dropped == 5 * CALLS_AHEAD - 11)  # one runs, and ten wait
-    go_on.set()
-    await until(lambda: seen[-1] == 5 * CALLS_AHEAD - 1)
-    assert seen[1:] == [*range(5 * CALLS_AHEAD - 10, 5 * CALLS_AHEAD)]
+    note.go_on.set()
+    await until(lambda: note.seen[-1] == 5 * CALLS_AHEAD - 1)
+    assert note.seen[1:] == [*range(5 * CALLS_AHEAD - 10, 5 * CALLS_AHEAD)]
 
 
 async def test_as_many_calls_wait_in_the_kernel_as_here(
@@ -257,24 +252,17 @@ async def test_as_many_calls_wait_in_the_kernel_as_here(
 ) -> None:
     """The kernel keeps the newest calls, while those on their way are as many as there may be."""
     monkeypatch.setattr(sys.modules[remote_source()[0]], "CALLS_AHEAD", 30)
-    go_on, begun = asyncio.Event(), asyncio.Event()
-    seen: list[int] = []
-
-    async def note(step: int) -> None:
-        seen.append(step)
-        begun.set()
-        await go_on.wait()
-
+    note = HeldUp()
     report = loopback.callback(note, 10)
     for step in range(100):
         await loopback.call(call_each, report, [step])
-        await begun.wait()
+        await note.begun.wait()
     queue = remote_of(loopback).resources.known[report._calls.id]
     await until(lambda: (report.dropped, queue.dropped, len(queue.waiting)) == (20, 59, 10))
-    go_on.set()
-    await until(lambda: len(seen) + report.dropped == 100)
-    assert seen == sorted(seen)
-    assert seen[-10:] == [*range(90, 100)]
+    note.go_on.set()
+    await until(lambda: len(note.seen) + report.dropped == 100)
+    assert note.seen == sorted(note.seen)
+    assert note.seen[-10:] == [*range(90, 100)]
 
 
 async def test_a_call_waits_for_room(loopback: Bridge) -> None:
