@@ -54,7 +54,7 @@ from bridgehead._connection.outputs import CellObserver
 from support import docstrings
 from support.kit import KEPT, reported_within, until
 from support.resources import cancelled_at_any_instant, gone_with_its_owner, nothing_is_kept
-from support.work import WORK
+from support.work import GIVES_LEN, WORK, use_sync_but_watches
 
 pytestmark = pytest.mark.servers
 
@@ -998,6 +998,25 @@ async def test_each_name_works_or_is_not_supported(engine: Bridge, name: str) ->
     with pytest.raises(NotSupported, match=name) if lacks else contextlib.nullcontext():
         await WORK[name](engine)
     assert await engine.pull("1") == 1
+
+
+@pytest.mark.parametrize("name", [name for name in GIVES_LEN if name != "watch"])
+async def test_each_name_obeys_trust(clean: Any, name: str) -> None:
+    give = GIVES_LEN[name]
+    async with Bridge.over(clean[0]) as bridge:
+        assert await give(bridge) is len
+    async with Bridge.over(clean[0], trust="data") as bridge:
+        with pytest.raises(UntrustedPayload):
+            await give(bridge)
+        assert await bridge.pull("1") == 1
+
+
+async def test_each_name_works_with_a_sync_bridge(clean: Any) -> None:
+    def use() -> None:
+        with SyncBridge.over(clean[0]) as bridge:
+            use_sync_but_watches(bridge)
+
+    await asyncio.to_thread(use)
 
 
 @pytest.mark.parametrize("how", ["dropped", "the bridge is closed", "the bridge vanished"])

@@ -1,13 +1,14 @@
 """What stays in a kernel behind a server for a bridge, through the trials of a real kernel.
 
-Rule: as in ``kernel/connection/test_resources.py``. Connections that break are in
-``test_reconnect.py``, a test for each kind.
+Rule: as in ``kernel/connection/test_resources.py``. What a connection that breaks means for one
+kind alone is in ``test_reconnect.py``.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -15,15 +16,17 @@ from bridgehead import Bridge, KernelRestarted
 from support.kit import MESSAGES, goes_on
 from support.resources import (
     KINDS,
+    asked_while_cut,
     cancelled_at_any_instant,
     ended_by_a_restart,
+    goes_on_over_cuts,
     gone_with_its_owner,
     nothing_is_kept,
     nothing_is_left,
     of_every_kind,
     running,
 )
-from support.servers import Other, on
+from support.servers import Other, Wire, on
 
 pytestmark = pytest.mark.servers
 
@@ -54,6 +57,19 @@ async def test_what_has_begun_is_gone_with_its_owner(two: Two, how: str) -> None
 async def test_a_cancel_at_any_instant_leaves_nothing(two: Two) -> None:
     bridge, kernel = two
     await cancelled_at_any_instant(bridge, kernel, 2)
+
+
+@pytest.mark.parametrize("cut", [goes_on_over_cuts, asked_while_cut])
+@pytest.mark.parametrize("lane", MESSAGES)
+async def test_connections_that_break_end_nothing_and_leave_nothing(
+    anyone: str, cut: Any, lane: Any
+) -> None:
+    async with (
+        Wire(anyone) as wire,
+        on(wire.url, lane=lane) as bridge,
+        on(anyone, kernel_id=bridge.info.kernel_id) as cells,
+    ):
+        await cut(bridge, cells, wire.cut)
 
 
 async def test_a_restart_ends_what_has_begun_of_every_kind(two: Two, anyone: str) -> None:

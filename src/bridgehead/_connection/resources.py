@@ -349,7 +349,8 @@ class Ending:
             except BridgeError:
                 async with waited(pause):
                     await self._is_more.wait()
-                pause = min(2 * pause, timings.end_again_most)
+                if not self._is_more.is_set():  # else that was no pause, and says nothing
+                    pause = min(2 * pause, timings.end_again_most)
                 continue
             pause = timings.end_again
             for identity in identities:

@@ -139,6 +139,25 @@ def notes(turns: list[Any]) -> Iterator[int]:
         yield n
 
 
+def arrays(made: Any) -> Any:
+    for n in range(10**9):
+        made.append(n)
+        yield np.full(1_000_000, n)
+
+
+async def test_the_kernel_is_few_arrays_ahead_of_the_consumer(bridge: Bridge) -> None:
+    """8 MB each: eight of them are more than it may be ahead, and the next one may be begun."""
+    await bridge.push(made=[])
+    async with bridge.iterate(arrays, bridge.ref("made")) as items:
+        for read in range(3):
+            assert int((await anext(items))[-1]) == read
+            made = -1
+            while made != await bridge.pull("len(made)"):  # until it is as far ahead as it may be
+                made = await bridge.pull("len(made)")
+                await asyncio.sleep(0.05)
+            assert read + 1 < made <= read + 1 + 9
+
+
 async def test_the_steps_of_a_plain_generator_take_their_turns_in_the_main_thread(
     bridge: Bridge, kernel: Bridge
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
@@ -17,8 +18,11 @@ from bridgehead import (
     ReplyLost,
     TransportError,
 )
+from bridgehead._connection import resources as held_resources
 from bridgehead._connection.resources import SENDINGS, RemoteResource
 from bridgehead._protocol.response import Response
+from bridgehead._transports.base import Transport
+from bridgehead._transports.tasks import waited
 from unit.connection.test_tasks import later, remote_of
 
 pytestmark = pytest.mark.timings(renew_every=0.05)
@@ -250,6 +254,33 @@ async def test_what_the_kernel_did_not_end_is_ended_again(
             await asyncio.sleep(0.01)
     assert len(tries) >= 3
     assert await loopback.call(len, [1]) == 1
+
+
+async def test_what_comes_to_be_ended_meanwhile_makes_no_pause_longer(
+    loopback: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """J6. In ten cuts within a second, the pause became half a minute."""
+    pauses: list[float] = []
+    asked = asyncio.Event()
+
+    async def fail(identities: list[str]) -> None:
+        asked.set()
+        raise TransportError("the connection broke")
+
+    def noted(pause: float) -> AbstractAsyncContextManager[Any]:
+        pauses.append(pause)
+        return waited(pause)
+
+    ending = loopback._connection.resources._ending
+    monkeypatch.setattr(ending, "_end", fail)
+    monkeypatch.setattr(held_resources, "waited", noted)
+    for number in range(10):
+        asked.clear()
+        ending.add(str(number))
+        async with asyncio.timeout(30):
+            await asked.wait()
+    await asyncio.sleep(0)
+    assert pauses == 10 * [Transport.timings.end_again]
 
 
 @pytest.mark.parametrize("error", [KernelRestarted("restarted"), TransportError("closed")])

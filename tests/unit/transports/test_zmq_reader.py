@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -135,3 +137,57 @@ async def test_a_message_may_close_the_reader(pair: Pair) -> None:
     await asyncio.sleep(0.05)
     assert pair.read == [*range(10)]
     pair.reader.close()
+
+
+BROKEN = """
+import asyncio, threading, time
+import zmq, zmq.asyncio
+from bridgehead._transports.zmq_reader import read_in_turns
+
+FRAMES, SENT, BROKEN_AT = 8, 40, 3
+plain, receive, count = zmq.Context(), zmq.Socket.recv, 0
+
+async def main():
+    async def read(breaks):
+        \"\"\"Read messages one by one; the connection breaks as one of them is read.\"\"\"
+        def recv(self, *args, **options):
+            global count
+            frame = receive(self, *args, **options)
+            if self.type == zmq.DEALER:
+                count += 1
+                if breaks and count == breaks * FRAMES + BROKEN_AT:
+                    kernel.close(linger=0)
+                    time.sleep(0.3)
+            return frame
+
+        global count
+        count, kernel = 0, plain.socket(zmq.DEALER)
+        context = zmq.asyncio.Context()
+        socket = context.socket(zmq.DEALER)
+        socket.immediate = 1
+        socket.connect(f"tcp://127.0.0.1:{kernel.bind_to_random_port('tcp://127.0.0.1')}")
+        zmq.Socket.recv = recv
+        arrived = asyncio.Event()
+        reader = asyncio.ensure_future(read_in_turns(socket, lambda frames: arrived.set()))
+        for _ in range(SENT):
+            arrived.clear()
+            kernel.send_multipart(FRAMES * [b"frame"])
+            await arrived.wait()
+            if kernel.closed:
+                break
+        reader.cancel()
+        zmq.Socket.recv = receive
+        kernel.close(linger=0)
+        context.destroy(linger=0)
+
+    for breaks in range(10, 16):
+        await read(breaks)
+
+asyncio.run(main())
+"""
+
+
+def test_a_connection_that_breaks_in_the_middle_of_a_message_does_not_end_the_process() -> None:
+    """It breaks as libzmq was about to look, if it still counted the frames of earlier messages."""
+    ran = subprocess.run([sys.executable, "-c", BROKEN], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
