@@ -210,6 +210,8 @@ def use_sync_but_watches(kernel: SyncBridge) -> None:
         while len(seen) < 3 and time.monotonic() < end:
             time.sleep(0.005)
     assert seen == [1, 2, 3]
+    while kernel.stats.callbacks and time.monotonic() < end:  # the bridge's thread closes it
+        time.sleep(0.005)
     stats = kernel.stats
     assert (stats.tasks, stats.refs, stats.iterations, stats.callbacks) == (0,) * 4
 
