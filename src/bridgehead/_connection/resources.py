@@ -260,6 +260,7 @@ class HeldResources:
         while True:
             async with waited(pause):
                 await self._renewal_due.wait()
+            is_early = self._renewal_due.is_set()
             self._renewal_due.clear()
             timings = Transport.timings
             seen = {one.id: one.seen for one in self.known if one.is_known}
@@ -270,7 +271,9 @@ class HeldResources:
             except KernelRestarted:  # the caller's next operation reports it
                 gone = list(seen)
             except BridgeError:
-                pause, again = again, min(2 * again, timings.renew_every)
+                pause = again
+                if not is_early:  # else that was no pause, and says nothing
+                    again = min(2 * again, timings.renew_every)
                 continue
             else:
                 gone = as_strings(response.header.get("gone"))
@@ -349,7 +352,7 @@ class Ending:
             except BridgeError:
                 async with waited(pause):
                     await self._is_more.wait()
-                if not self._is_more.is_set():  # else that was no pause, and says nothing
+                if not self._is_more.is_set():  # see ``_renew``
                     pause = min(2 * pause, timings.end_again_most)
                 continue
             pause = timings.end_again

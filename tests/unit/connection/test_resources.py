@@ -256,24 +256,31 @@ async def test_what_the_kernel_did_not_end_is_ended_again(
     assert await loopback.call(len, [1]) == 1
 
 
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Give the pauses that begin from now on."""
+    begun: list[float] = []
+
+    def noted(pause: float) -> AbstractAsyncContextManager[Any]:
+        begun.append(pause)
+        return waited(pause)
+
+    monkeypatch.setattr(held_resources, "waited", noted)
+    return begun
+
+
 async def test_what_comes_to_be_ended_meanwhile_makes_no_pause_longer(
-    loopback: Bridge, monkeypatch: pytest.MonkeyPatch
+    loopback: Bridge, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
 ) -> None:
     """J6. In ten cuts within a second, the pause became half a minute."""
-    pauses: list[float] = []
     asked = asyncio.Event()
 
     async def fail(identities: list[str]) -> None:
         asked.set()
         raise TransportError("the connection broke")
 
-    def noted(pause: float) -> AbstractAsyncContextManager[Any]:
-        pauses.append(pause)
-        return waited(pause)
-
     ending = loopback._connection.resources._ending
     monkeypatch.setattr(ending, "_end", fail)
-    monkeypatch.setattr(held_resources, "waited", noted)
     for number in range(10):
         asked.clear()
         ending.add(str(number))
@@ -281,6 +288,31 @@ async def test_what_comes_to_be_ended_meanwhile_makes_no_pause_longer(
             await asked.wait()
     await asyncio.sleep(0)
     assert pauses == 10 * [Transport.timings.end_again]
+
+
+@pytest.mark.timings(renew_every=120.0)
+async def test_a_renewal_that_is_due_makes_no_pause_longer(
+    loopback: Bridge, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    resources = loopback._connection.resources
+    asked = asyncio.Event()
+
+    async def fail(operation: str, **fields: Any) -> None:
+        asked.set()
+        raise TransportError("the connection broke")
+
+    async with loopback.watch("1") as watch:
+        await anext(watch)
+        monkeypatch.setattr(resources._remote, "request_unordered", fail)
+        del pauses[:]
+        for _ in range(10):
+            asked.clear()
+            resources.renew_soon()
+            async with asyncio.timeout(30):
+                await asked.wait()
+        await asyncio.sleep(0)
+        assert set(pauses) <= {Transport.timings.renew_again, Transport.timings.renew_every}
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("error", [KernelRestarted("restarted"), TransportError("closed")])
