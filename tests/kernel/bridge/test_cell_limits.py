@@ -422,7 +422,9 @@ async def test_what_forked_children_print_is_cut_in_the_kernel(bridge: Bridge) -
     result = await bridge.run(code, max_output=5000)
     sent = [await anext(messages) for _ in range(len(messages))]
     await messages.aclose()
-    assert sum(len(one.text) for one in sent if one.type == "stream") < 3 * 5000 + 200
+    # The thread that reads what the children print may still have a piece of each stream in its
+    # hands, of 1,000 bytes, when the limit ends.
+    assert sum(len(one.text) for one in sent if one.type == "stream") < 3 * 5000 + 2 * 1000 + 200
     assert len(result.stdout) + len(result.stderr) < 5000 + 200
     whole = 10_000 * (len("stdout") + len("stderr")) * 99
     assert whole - 2 * 5000 < result.dropped < whole + 30_000
