@@ -271,6 +271,8 @@ class Dispatcher(RequestTable):
                 self.life.note_status(status, message.parent)
             if pending is not None:
                 pending.status = status
+        if idle and message.parent in self.inquiry.questions:
+            self.inquiry.published.append(message.parent)
         listening = self._listening.get(message.parent)
         if idle and listening is not None:
             self.end_outputs(listening)

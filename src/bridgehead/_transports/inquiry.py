@@ -9,6 +9,9 @@ kernel that missed an earlier message. While the kernel is busy, the question wa
 requests, as long as it takes. There is a deadline only while nothing arrives from the kernel and it
 says that it is idle, or does not answer on its control channel either. No cell delays an answer on
 control, so a question about a request there has this deadline from the beginning.
+
+"Idle" may date from before the request, and iopub may have lost the "busy" since. So it counts only
+if iopub brings the status of a question that was asked on control after the request.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ class Inquiry:
         may_be_slow: whether a long reply may take its time on the way, and keep back the replies
             behind it.
         questions: the ids of the latest questions; no stream shows their messages.
+        published: the ids of those that the kernel served last, as it published on iopub.
     """
 
     def __init__(self, table: RequestTable, *, control: bool) -> None:
@@ -50,6 +54,7 @@ class Inquiry:
         self._nudge_after = 0.0  # the loop's time, for a kernel that does not say that it is idle
         self.may_be_slow: bool = False
         self.questions: deque[str] = deque(maxlen=REMEMBERED)
+        self.published: deque[str] = deque(maxlen=REMEMBERED)
         self._open: set[str | None] = set()  # the routes that are being asked about
         self._next_look: asyncio.TimerHandle | None = None
 
@@ -142,6 +147,7 @@ class Inquiry:
         table, timings = self._table, self._life.timings
         questions: list[tuple[Pending, list[Pending]]] = []  # with the requests before each
         signs: list[Pending] = []  # unanswered ones on control, whether it answers at all
+        sign: Pending | None = None  # the latest of them, answered or not
         every = pause = timings.inquiry_after
         idle = silent = 0.0
         async with contextlib.AsyncExitStack() as asked:
@@ -149,7 +155,8 @@ class Inquiry:
                 question = await asked.enter_async_context(self.question(route))
                 questions.append((question, before))
                 if self._has_control and route != CONTROL:
-                    signs.append(await asked.enter_async_context(self.question(CONTROL)))
+                    sign = await asked.enter_async_context(self.question(CONTROL))
+                    signs.append(sign)
                 for _ in range(round(pause / every)):
                     # Seconds are counted by waits: if this program or the machine was stopped, the
                     # kernel still has its time to answer.
@@ -172,7 +179,7 @@ class Inquiry:
                     if any(sign.future.done() for sign in signs):
                         signs.clear()
                     answers_control = not signs and route != CONTROL
-                    if answers_control and not self._is_idle(before):
+                    if answers_control and not self._is_idle(before, sign):
                         silent = 0.0
                         continue
                     silent += every
@@ -231,14 +238,16 @@ class Inquiry:
         requests = [one for one in pending if one.due and one.route == route]
         return requests if any(one.due <= now for one in requests) else []
 
-    def _is_idle(self, requests: list[Pending]) -> bool:
+    def _is_idle(self, requests: list[Pending], sign: Pending | None) -> bool:
         """Return whether the kernel has said that it does nothing that the requests wait for.
 
-        A kernel without a control channel of ours reports the cells of this bridge only.
+        ``sign`` is a question on control that was asked after them. Without its status, iopub may
+        have lost what the kernel says of the requests. A kernel without a control channel of ours
+        reports the cells of this bridge only.
         """
         if all(one.status == "idle" for one in requests):
             return True
-        if not self._has_control:
+        if sign is None or sign.id not in self.published:
             return False
         subshell = requests[0].subshell
         if subshell is None:

@@ -60,7 +60,8 @@ class KernelState:
         self.generation: int = 0  # grows whenever the kernel's process may be another one
         self.state: str = "starting"
         self.trust: str = "data"  # of the bridge in the kernel, since the last handshake
-        self.said_idle: bool = False  # on iopub, of its main thread, and not busy since
+        # On iopub, of its main thread, and not busy since, unless that was lost: see ``inquiry``.
+        self.said_idle: bool = False
         self._busy_with = ""  # the request for which its main thread is busy, as it says
         self.shut_down: bool = False  # a client asked the kernel to shut down
         # Whether messages can be sent. A side channel may still work when they cannot.

@@ -182,12 +182,12 @@ async def test_a_message_that_the_kernel_does_not_notice_is_followed_by_another(
         await goes_on(bridge)
 
 
-@pytest.mark.parametrize("dropped", [1, 2])
+@pytest.mark.parametrize(("dropped", "deaf"), [(0, True), (1, False), (2, True)])
 @pytest.mark.slow
 async def test_a_question_that_is_lost_is_asked_again(
-    kernel: Bridge, tmp_path: Path, dropped: int
+    kernel: Bridge, tmp_path: Path, dropped: int, deaf: bool
 ) -> None:
-    """J2. The reply is lost, and so are the first questions about it."""
+    """J2. The reply is lost, and so are the first questions about it, and what is on iopub."""
     left = [dropped]
 
     def lossy(parts: Parts) -> list[Parts]:
@@ -198,11 +198,11 @@ async def test_a_question_that_is_lost_is_asked_again(
 
     async with wired(kernel, tmp_path, lane="buffers") as (bridge, wire):
         await bridge.push(x=0)
-        wire.incoming = lossy
+        wire.incoming, wire.deaf = lossy, deaf
         async with reported_within(2**dropped):
             with pytest.raises(ReplyLost):
                 await bridge.push(x=1)
-        wire.incoming = whole
+        wire.incoming, wire.deaf = whole, False
         assert await bridge.pull("x") == 1
         await goes_on(bridge)
 
@@ -301,14 +301,35 @@ async def test_a_kernel_without_a_free_descriptor_does_not_hang_a_call(operation
         await goes_on(bridge)
 
 
+@pytest.mark.timings(lost_after=2.0)
+@pytest.mark.parametrize("deaf", [False, True])
 @pytest.mark.slow
-async def test_a_busy_kernel_is_waited_for() -> None:
-    """J3. While a cell runs the question waits with the request, and no deadline runs."""
-    async with Bridge.launch() as bridge:
-        cell = asyncio.ensure_future(bridge.run("import time; time.sleep(3)"))
-        assert await bridge.pull("7") == 7
+async def test_a_busy_kernel_is_waited_for(kernel: Bridge, tmp_path: Path, deaf: bool) -> None:
+    """J3. While a cell runs the question waits with the request, and no deadline runs.
+
+    Also if iopub is lost, so that the last word of the kernel is an earlier "idle".
+    """
+
+    def questions() -> int:
+        return sum(kind(parts) == "kernel_info_request" for _, parts in wire.seen)
+
+    gate = tmp_path / "gate"
+    code = f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)\nx = 2"
+    async with wired(kernel, tmp_path, lane="buffers") as (bridge, wire):
+        await bridge.run("x = 1")
+        await until(lambda: bridge._transport.life.said_idle)
+        wire.deaf = deaf
+        wire.seen.clear()
+        cell = asyncio.ensure_future(bridge.run(code))
+        pull = asyncio.ensure_future(bridge.pull("x + 0"))
+        # The third one is sent 4 s after the cell, when the deadline of an idle kernel is over.
+        await until(lambda: cell.done() or questions() > 2)
+        gate.touch()
         await cell
+        assert await pull == 2
+        wire.deaf = False
         await until(lambda: not bridge._transport.dispatcher.pending)
+        await goes_on(bridge)
 
 
 @pytest.mark.slow

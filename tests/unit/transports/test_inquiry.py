@@ -18,11 +18,14 @@ TIMINGS = Timings(inquiry_after=0.01)
 
 
 class Kernel:
-    """Replies to each message at once. The first message waits before it is sent.
+    """Replies to each message at once, and publishes that it served those on control.
+
+    The first message waits before it is sent.
 
     Attributes:
         lost: how many messages have no reply, from the first one on.
         silent: the channel on which no message has a reply.
+        deaf: whether what it publishes is lost.
         nudges: how often the dispatcher nudged it.
     """
 
@@ -30,6 +33,7 @@ class Kernel:
         self.sent: list[str] = []
         self.lost = 0
         self.silent = ""
+        self.deaf = False
         self.may_send = asyncio.Event()
         self.nudges = 0
         self.tasks: set[asyncio.Task[None]] = set()
@@ -59,7 +63,11 @@ class Kernel:
             "parent_header": header,
             "content": {"status": "ok"},
         }
-        asyncio.get_running_loop().call_soon(self.dispatcher.received, channel, reply)
+        call_soon = asyncio.get_running_loop().call_soon
+        call_soon(self.dispatcher.received, channel, reply)
+        if channel == "control" and not self.deaf:
+            idle = status(header["msg_id"], "idle", None, header["msg_type"])
+            call_soon(self.dispatcher.received, "iopub", idle)
 
 
 async def test_the_kernel_is_not_asked_about_a_request_that_was_not_sent() -> None:
@@ -118,9 +126,11 @@ def answer(kernel: Kernel, request: str) -> None:
     kernel.dispatcher.received("shell", {**reply, "content": {"status": "ok"}})
 
 
-def status(of: str, state: str, subshell: str | None = "own") -> dict[str, Any]:
+def status(
+    of: str, state: str, subshell: str | None = "own", kind: str = "execute_request"
+) -> dict[str, Any]:
     """Return a message on iopub, about a request to a subshell, or to none."""
-    header = {"msg_id": of, "msg_type": "execute_request", "subshell_id": subshell}
+    header = {"msg_id": of, "msg_type": kind, "subshell_id": subshell}
     return {
         "header": {"msg_id": "status", "msg_type": "status"},
         "parent_header": header,
@@ -150,6 +160,26 @@ async def test_a_subshell_that_answers_nothing_is_reported_unless_it_is_busy(
         with pytest.raises(ReplyLost, match="neither to the request nor to a question about it"):
             await request
     assert not kernel.life.is_unresponsive
+    assert not kernel.dispatcher.pending
+
+
+@pytest.mark.parametrize("subshell", [None, "own"])
+async def test_an_earlier_idle_does_not_count_without_a_later_sign_on_iopub(
+    subshell: str | None,
+) -> None:
+    """J3. The kernel may be busy with the request: what it published of that was lost."""
+    kernel = Kernel(Timings(inquiry_after=0.01, lost_after=0.1), control=True)
+    kernel.may_send.set()
+    kernel.silent, kernel.deaf = "shell", True
+    kernel.dispatcher.received("iopub", status("earlier", "idle", None))
+    request = asyncio.ensure_future(kernel.dispatcher.request({}, subshell=subshell))
+    async with asyncio.timeout(30):
+        while len(kernel.sent) < 1 + 2 * 6:  # the last questions are asked after 0.3 s
+            await asyncio.sleep(0.01)
+        assert not request.done()
+        kernel.deaf = False  # the next answer shows that the kernel published nothing else
+        with pytest.raises(ReplyLost, match="neither to the request nor to a question about it"):
+            await request
     assert not kernel.dispatcher.pending
 
 
