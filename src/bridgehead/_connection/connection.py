@@ -293,15 +293,20 @@ class Connection:
     async def aclose(self) -> None:
         """Close the connection, and have the kernel drop what is unfinished."""
         with closing(self.transport.tasks):
-            await run_all(self._leave, self.subshell.aclose, self.transport.aclose)
+            await run_all(
+                self._leave,
+                lambda: self.remote.lane.close(),
+                self.subshell.aclose,
+                self.transport.aclose,
+            )
 
     async def _leave(self) -> None:
+        """Have the kernel drop what is unfinished; a closed transport can't ask it any more."""
         if self.transport.life.state != "closed":
             if self._cancelling:  # a server drops what it has not passed on
                 async with waited(self.transport.timings.last_messages):
                     await asyncio.wait(self._cancelling)
-            await self.resources.close()
-            await self.remote.lane.leave()
+            await run_all(self.resources.close, self.remote.lane.leave)
 
     @contextlib.contextmanager
     def reporting_restart(self, call: Call | None = None) -> Iterator[None]:

@@ -176,6 +176,9 @@ class Lane(ABC):
         async with waited(self.transport.timings.last_messages):
             await self.transport.dispatcher.all_sent()
 
+    def close(self) -> None:  # noqa: B027 - only a lane beside the messages holds anything
+        """Release what the lane holds in this process; it may be called again."""
+
     def message_header(
         self,
         header: RequestHeader,

@@ -35,7 +35,7 @@ from bridgehead._shipped.wire.header import BESIDE_CELLS, RequestHeader, Respons
 from bridgehead._shipped.wire.segments import Pool, Segment
 from bridgehead._shipped.wire.socket import UnmappedSegment
 from bridgehead._transports.base import Transport
-from bridgehead._transports.tasks import in_thread, retrieve_exception
+from bridgehead._transports.tasks import in_thread, retrieve_exception, run_all
 
 FOR_THREAD = ("batch", "load_codec", *BESIDE_CELLS)  # operations, besides those of a batch
 COPY_OFF_LOOP = 2 << 20  # bytes; more is copied in a thread, so the event loop goes on
@@ -249,8 +249,9 @@ class DirectLane(Lane):
             drained.cancel()
 
     async def leave(self) -> None:
-        await super().leave()
-        await self.messages.leave()
+        await run_all(super().leave, self.messages.leave)
+
+    def close(self) -> None:
         self.client.close()
 
     # ------------------------------------------------------------ to the kernel

@@ -364,8 +364,16 @@ class SocketClient:
 
     def close(self) -> None:
         """Close the socket; every waiter gets ``SocketLost``."""
-        if self.is_lost:
-            return
+        try:
+            if not self.is_lost:
+                self._lose()
+        finally:
+            try:
+                self.channel.close()
+            finally:
+                self.pool.close()
+
+    def _lose(self) -> None:
         self.is_lost = True
         self._loop.remove_reader(self._file)
         if self._unsent is not None:
@@ -377,8 +385,6 @@ class SocketClient:
         self._queued.clear()
         self.fail_waiters(_lost)
         self._waiting.clear()
-        self.channel.close()
-        self.pool.close()
 
     # ------------------------------------------------------------ the socket
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
+import operator
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -85,6 +87,52 @@ async def test_all_is_released_whatever_fails(failing: Failing, step: str) -> No
         await bridge.aclose()
     # ZeroMQ tries for 0.1 s to send the manager's last message to a kernel that was killed.
     await until(lambda: resources() <= before)
+
+
+# The steps of closing a connection, as attributes of it.
+OWN_STEPS = [
+    "resources.close",
+    "remote.lane.messages.leave",
+    "remote.lane.client.fail_waiters",
+    "remote.lane.client.channel.close",
+    "remote.lane.client.pool.close",
+    "subshell.aclose",
+    "transport.close",
+]
+
+
+@pytest.mark.parametrize("step", OWN_STEPS)
+async def test_a_second_close_releases_what_the_first_did_not(kernel: Bridge, step: str) -> None:
+    """J8. A step of the bridge's own fails once: it is reported, and nothing is left."""
+    patch = pytest.MonkeyPatch()
+
+    def fail(*_: object) -> None:
+        patch.undo()
+        raise OSError(f"{step} fails")
+
+    async def fail_later() -> None:
+        fail()
+
+    async def used() -> Bridge:
+        bridge = await Bridge.attach(file_of(kernel))
+        await bridge.push(x=bytes(10**6))
+        assert await bridge.pull("x[:2] + bytes(1)", now=True) == bytes(3)  # in a subshell
+        return bridge
+
+    await (await used()).aclose()  # it has started threads that stay
+    before = resources()
+    bridge = await used()
+    owner, _, name = step.rpartition(".")
+    is_async = inspect.iscoroutinefunction(operator.attrgetter(step)(bridge._connection))
+    owning = operator.attrgetter(owner)(bridge._connection)
+    patch.setattr(owning, name, fail_later if is_async else fail)
+    async with reported_within(3):
+        with pytest.raises(OSError, match=f"{step} fails"):
+            await bridge.aclose()
+        await bridge.aclose()
+    assert bridge.state == "closed"
+    await until(lambda: resources() <= before)
+    assert await kernel.pull("len(x)") == 10**6
 
 
 @pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError, KeyboardInterrupt])
