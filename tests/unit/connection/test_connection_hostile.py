@@ -29,7 +29,6 @@ from bridgehead import (
     NameNotFound,
     NotExecuted,
     NotSent,
-    NotSupported,
     OutcomeUnknown,
     RemoteError,
     ReplyLost,
@@ -432,6 +431,8 @@ class Trial:
             assert is_cell or not (self.resumable and self.has(*CUTS)), f"not repeated: {outcome!r}"
         if isinstance(outcome, (NotSent, NotExecuted)):
             assert not any(effects), f"reported as not done, and is: {outcome!r}"
+            replaced = len(wire.kernels) > 1 and not self.has(*RESTARTS)
+            assert not replaced, f"reported as not done, and the kernel is another: {outcome!r}"
         elif isinstance(outcome, KernelRestarted):
             assert self.has(*RESTARTS), repr(outcome)
         elif isinstance(outcome, TransportError):
@@ -535,7 +536,7 @@ def test_harm_while_a_bridge_is_opened(lane: str, resumable: bool, harms: tuple[
         async with asyncio.timeout(PATIENCE):
             try:
                 bridge = await opened(lane, resumable, harms)
-            except (OutcomeUnknown, NotSupported):  # the latter if its buffers did not come back
+            except OutcomeUnknown:
                 assert harms
                 return []
             async with bridge:
