@@ -168,7 +168,9 @@ class Timings:
     reconnect_within: float = 30.0
     # Between two checks whether any byte of a websocket moves.
     moving_every: float = 1.0
-    # Until a websocket on which no byte moves is aborted.
+    # Between two pings on a websocket, whose answers show that it works.
+    websocket_ping: float = 20.0
+    # Until a websocket on which no byte moves is aborted: after two pings without an answer.
     moving_within: float = 40.0
     # For a connection to a server: a port without TLS never answers a TLS handshake.
     server_connect: float = 10.0

@@ -171,6 +171,7 @@ class WebsocketTransport(Transport):
                 proxy=None if self.rest.stays_here else True,
                 logger=log,
                 create_connection=_CountingConnection,
+                ping_interval=self.timings.websocket_ping,
                 ping_timeout=None,  # see _abort_if_still
                 compression=None,  # takes longer than sending uncompressed (measured)
                 max_size=MESSAGE,

@@ -22,6 +22,7 @@ from bridgehead import Bridge, PayloadTooLarge, RemoteError
 from support import memory
 from support.elsewhere import MAJORS
 from support.kit import Other, other
+from unit.connection.test_connection import check_headers
 
 MIB = 1 << 20
 LARGE = 100_000  # doubles: they go through shared memory
@@ -675,3 +676,8 @@ async def test_the_switch_interval_is_short_while_requests_come_beside_a_cell(
             await asyncio.sleep(0.1)
     await asyncio.sleep(0)
     assert await live.pull("sys.getswitchinterval()") == (own or 0.02)
+
+
+async def test_a_header_is_never_changed_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that this process writes, and those that it reads from the socket."""
+    await check_headers(monkeypatch, Bridge.launch(lane="direct"))

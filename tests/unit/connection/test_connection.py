@@ -16,6 +16,7 @@ import re
 import sys
 import threading
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ import pytest
 
 import bridgehead._connection
 from bridgehead import Bridge, KernelRestarted, NotSupported
+from bridgehead._bridge.opening import Opening
 from bridgehead._lanes.base import Lane
 from bridgehead._protocol import request
 from bridgehead._protocol.request import KEY
+from bridgehead._shipped.wire import socket
 from bridgehead._shipped.wire.header import MIME
 
 PATIENCE = 60  # s; an operation that takes longer hangs
@@ -79,26 +82,32 @@ async def every_operation(bridge: Bridge) -> None:
     assert await bridge.pull("x", trust="data") == 1
 
 
+async def check_headers(monkeypatch: pytest.MonkeyPatch, opening: Opening[Bridge]) -> None:
+    """Do each operation, with headers that cannot be changed."""
+    made: list[Any] = []
+
+    def written(make: Callable[..., Any]) -> Callable[..., Any]:
+        def write(*args: Any, **fields: Any) -> Any:
+            made.append(Written(make(*args, **fields)))
+            return made[-1]
+
+        return write
+
+    monkeypatch.setattr(request, "header", written(request.header))
+    monkeypatch.setattr(Lane, "message_header", written(Lane.message_header))
+    monkeypatch.setattr(socket, "_parse_header", written(socket._parse_header))
+    async with opening as bridge:
+        await every_operation(bridge)
+    operations = {header.get("op") for header in made}
+    assert operations >= {"bind", "fetch", "call", "has", "names", "drop", "batch", "stage"}
+    assert operations >= {"watch", "iterate", "start", "advance", "close"}
+
+
 @pytest.mark.parametrize("lane", ["buffers", "inline"])
 async def test_a_header_is_never_changed_in_place(
     monkeypatch: pytest.MonkeyPatch, lane: Any
 ) -> None:
-    make, make_of_message, made = request.header, Lane.message_header, []
-
-    def header(*args: Any, **fields: Any) -> Any:
-        made.append(Written(make(*args, **fields)))
-        return made[-1]
-
-    def message_header(*args: Any, **fields: Any) -> Any:
-        return Written(make_of_message(*args, **fields))
-
-    monkeypatch.setattr(request, "header", header)
-    monkeypatch.setattr(Lane, "message_header", message_header)
-    async with Bridge.loopback(lane=lane) as bridge:
-        await every_operation(bridge)
-    operations = {header["op"] for header in made}
-    assert operations >= {"bind", "fetch", "call", "has", "names", "drop", "batch", "stage"}
-    assert operations >= {"watch", "iterate", "start", "advance", "close"}
+    await check_headers(monkeypatch, Bridge.loopback(lane=lane))
 
 
 async def test_a_lack_of_memory_says_whether_the_request_was_sent(

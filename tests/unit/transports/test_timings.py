@@ -6,6 +6,7 @@ Rule: the source is read, not run. What users choose, as ``timeout=``, is no wai
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from bridgehead._transports.timings import Timings
 SOURCE = Path(bridgehead.__file__).parent
 WAITING = {"sleep", "timeout", "timeout_at", "wait", "wait_for", "waited", "poll"}
 WAITING |= {"call_later", "settimeout", "create_connection", "control"}
+WAITS = re.compile("timeout|interval|linger")  # in the names of keywords
 
 
 def test_a_wait_is_frozen() -> None:
@@ -49,7 +51,7 @@ def waits() -> Iterator[str]:
                 continue
             function = node.func
             name = function.attr if isinstance(function, ast.Attribute) else ast.unparse(function)
-            given = [keyword.value for keyword in node.keywords if keyword.arg == "timeout"]
+            given = [one.value for one in node.keywords if WAITS.search(one.arg or "")]
             for argument in (*given, *(node.args if name in WAITING else ())):
                 number = isinstance(argument, ast.Constant) and type(argument.value) in (int, float)
                 constant = isinstance(argument, ast.Name) and argument.id.isupper()
@@ -59,3 +61,7 @@ def waits() -> Iterator[str]:
 
 def test_no_wait_stands_elsewhere() -> None:
     assert list(waits()) == []
+
+
+def test_a_websocket_is_aborted_after_two_pings() -> None:
+    assert Timings().moving_within == 2 * Timings().websocket_ping

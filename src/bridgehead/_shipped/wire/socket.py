@@ -229,7 +229,7 @@ class FrameSocket:
             check_sizes(sizes)
             if released or closed:
                 self._update_segments(numbers[:released], numbers[released : released + closed])
-        header = _parse_header(read[at : at + text]) if text else {}
+        fields = _parse_header(read[at : at + text]) if text else {}
         if flags & _HAS_FILE:
             self._map(slab, capacity, bool(flags & _PRIVATE), bool(flags & _SHARED))
         frames: Any = []
@@ -238,8 +238,7 @@ class FrameSocket:
         elif body or (sizes and not any(sizes)):
             frames = _split(read, at + text, body, sizes)
         del read[:end]
-        header["sizes"] = sizes
-        return serial, header, frames
+        return serial, {**fields, "sizes": sizes}, frames
 
     def _update_segments(self, released: Sequence[int], closed: Sequence[int]) -> None:
         for number in released:
