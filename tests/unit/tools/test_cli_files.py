@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bridgehead._shipped.data import decode_data, encode_data
 from bridgehead._tools.cli.formats import Unusable, dumped, loaded
 
 pa = pytest.importorskip("pyarrow")
@@ -169,6 +170,104 @@ def test_a_column_of_a_parquet_or_arrow_file_stays_or_is_refused(name: str, kind
     back = arrow_content(dumped(value, kind), kind)
     assert back.column("c").type == stored.column("c").type
     assert repr(back.column("c").to_pylist()) == repr(stored.column("c").to_pylist())
+
+
+SCHEMAS: dict[str, Any] = {
+    "metadata of the schema": pa.schema([("c", pa.int64())], {"who": "me", b"\xff": b"\x00\xfe"}),
+    "metadata of a field": pa.schema([pa.field("c", pa.int64(), metadata={"unit": "m"})]),
+    "not null": pa.schema([pa.field("c", pa.int64(), nullable=False)]),
+    "all of them": pa.schema(
+        [pa.field("c", pa.int64(), nullable=False, metadata={"PARQUET:field_id": "7"})],
+        {"geo": '{"version": "1.0"}'},
+    ),
+    "a field in a structure": pa.schema(
+        [("c", pa.struct([pa.field("x", pa.int64(), nullable=False, metadata={"unit": "m"})]))]
+    ),
+    "items of lists": pa.schema([("c", pa.list_(pa.field("x", pa.int64(), nullable=False)))]),
+    "an unknown type": pa.schema(
+        [pa.field("c", pa.int64(), metadata={"ARROW:extension:name": "its.own"})]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "stream"])
+@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("by_pandas", [False, True])
+def test_the_schema_of_a_parquet_or_arrow_file_stays(name: str, kind: str, by_pandas: bool) -> None:
+    """Row L11: what is no cell, too, also beside what pandas writes, and through a kernel."""
+    schema = SCHEMAS[name]
+    items = {"c": [{"x": 1}, {"x": 2}] if "structure" in name else [1, 2]}
+    items["c"] = [[1], [2]] if "lists" in name else items["c"]
+    table = pa.table(items, schema=schema)
+    if by_pandas:
+        frame = pd.DataFrame({"c": items["c"]}, index=["r", "s"])
+        frame.attrs["of"] = [1, float("nan")]
+        facts = pa.Table.from_pandas(frame)
+        table = table.append_column(facts.schema.field(1), facts.column(1))
+        both = {**(schema.metadata or {}), **facts.schema.metadata}
+        table = table.replace_schema_metadata(both)
+    data, kind = arrow_file(table, kind), kind.replace("stream", "arrow")
+    before = pq.read_table(io.BytesIO(data)).schema if kind == "parquet" else table.schema
+    value = pickle.loads(pickle.dumps(loaded(data, kind, "it")))
+    value = decode_data(encode_data(value))
+    assert "of" in value.attrs or not by_pandas
+    back = arrow_content(dumped(value, kind), kind)
+    assert back.schema.field("c").equals(before.field("c"), check_metadata=True)
+    assert back.column("c").to_pylist() == items["c"]
+    others = [{**(one.metadata or {})} for one in (before, back.schema)]
+    for one in others:
+        one.pop(b"pandas", None)
+        one.pop(b"PANDAS_ATTRS", None)
+    assert others[0] == others[1]
+    again = loaded(dumped(value, kind), kind, "it")
+    assert repr(again.attrs) == repr(value.attrs)
+
+
+def test_a_column_that_got_nulls_or_left_is_written() -> None:
+    schema = pa.schema([pa.field(name, pa.float64(), nullable=False) for name in "ab"], {"k": "v"})
+    table = loaded(
+        arrow_file(pa.table({"a": [1.0], "b": [2.0]}, schema=schema), "arrow"), "arrow", "it"
+    )
+    table["a"] = None
+    back = arrow_content(dumped(table.drop(columns=["b"]), "arrow"), "arrow")
+    assert (back.schema.field("a").nullable, back.schema.metadata[b"k"]) == (True, b"v")
+
+
+def test_metadata_that_a_table_has_no_place_for_is_refused() -> None:
+    table = pa.table({"a": [1]})
+    for new in (ipc.new_file, ipc.new_stream):
+        file = io.BytesIO()
+        with new(file, table.schema) as writer:
+            writer.write_batch(table.to_batches()[0], custom_metadata={"who": "me"})
+        with pytest.raises(Unusable, match="a record batch has metadata, which would be lost"):
+            loaded(file.getvalue(), "arrow", "it")
+    file = io.BytesIO()
+    with ipc.new_file(file, table.schema, metadata={"who": "me"}) as writer:
+        writer.write_table(table)
+    with pytest.raises(Unusable, match="the file has metadata beside its schema"):
+        loaded(file.getvalue(), "arrow", "it")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    ("attrs", "why"),
+    [({"x": (1, 2)}, r"its attrs would become {'x': \[1, 2\]}"), ({1: 2}, "."), ({"x": {1}}, ".")],
+)
+def test_attributes_that_json_would_change_are_refused(attrs: Any, why: str, kind: str) -> None:
+    table = pd.DataFrame({"a": [1]})
+    table.attrs.update(attrs)
+    with pytest.raises(Unusable, match=f"{kind} can't hold this table .*{why}"):
+        dumped(table, kind)
+
+
+@pytest.mark.parametrize(
+    "own", [1, {}, {"metadata": {}, "fields": 1}, {"metadata": {}, "fields": {"a": 1}}]
+)
+def test_an_attribute_of_the_users_is_left_alone(own: Any) -> None:
+    table = pd.DataFrame({"a": [1]})
+    table.attrs["arrow_schema"] = own
+    for kind in ("parquet", "arrow"):
+        assert loaded(dumped(table, kind), kind, "it").attrs == {"arrow_schema": own}
 
 
 def test_an_ordinary_parquet_file_has_the_types_of_pandas() -> None:
@@ -383,6 +482,10 @@ def test_rows_without_columns_are_not_lost() -> None:
     assert len(loaded(dumped(table, "arrow"), "arrow", "it")) == 3
     with pytest.raises(Unusable, match="3 rows without columns"):
         dumped(table, "parquet")
+    table.attrs["x"] = 1
+    for kind in ("parquet", "arrow"):
+        with pytest.raises(Unusable, match="3 rows without columns"):
+            dumped(table, kind)
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz"])

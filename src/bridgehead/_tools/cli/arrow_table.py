@@ -1,7 +1,8 @@
 """Parquet files and Arrow IPC files as tables, and tables as Arrow IPC files.
 
-Rule: a column has the type of pandas that holds all of it, else Arrow's own type. A file from which
-something would be lost is refused.
+Rule: a column has the type of pandas that holds all of it, else Arrow's own type. The metadata of a
+schema and of its fields, and which fields are not null, are in the table's ``attrs``, and are
+written again from there. A file from which something would be lost is refused.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ import json
 import reprlib
 import warnings
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 MAGIC = b"ARROW1"  # of a file; a stream has none
+SCHEMA = "arrow_schema"  # the key in ``attrs``
+_OF_PANDAS = (b"pandas", b"PANDAS_ATTRS")  # metadata that pandas writes and reads itself
+_CODEC = ("utf-8", "surrogateescape")
 
 
 def read_parquet(data: bytes) -> Any:
@@ -38,11 +43,21 @@ def read_ipc(data: bytes) -> Any:
 
     source = BufferReader(data)
     if data.startswith(MAGIC):
-        return _frame(ipc.open_file(source).read_all())
+        file = ipc.open_file(source)
+        if getattr(file, "metadata", None):  # older versions of Arrow do not read it
+            raise ValueError("the file has metadata beside its schema, which would be lost")
+        _check_batches(map(file.get_batch_with_custom_metadata, range(file.num_record_batches)))
+        return _frame(file.read_all())
+    _check_batches(ipc.open_stream(data).iter_batches_with_custom_metadata())
     table = ipc.open_stream(source).read_all()
     if source.tell() < len(data):
         raise ValueError("more follows the first table, and would be lost")
     return _frame(table)
+
+
+def _check_batches(batches: Iterable[Any]) -> None:
+    if any(one.custom_metadata for one in batches):
+        raise ValueError("a record batch has metadata, which would be lost")
 
 
 def write_parquet(frame: Any) -> bytes:
@@ -54,24 +69,54 @@ def write_parquet(frame: Any) -> bytes:
     """
     from pyarrow import parquet
 
-    _check(frame)
-    data: bytes = frame.to_parquet(None, engine="pyarrow")
-    rows = parquet.read_metadata(io.BytesIO(data)).num_rows
-    if rows != len(frame):
-        raise ValueError(f"of {len(frame):,} rows without columns it would hold {rows:,}")
-    return data
+    sink = io.BytesIO()
+    parquet.write_table(_arrow(frame), sink)
+    _check_rows(frame, parquet.read_metadata(sink).num_rows)
+    return sink.getvalue()
 
 
 def write_ipc(frame: Any) -> bytes:
     """Return the bytes of an Arrow IPC file with a table; raise as ``write_parquet``."""
-    import pyarrow
     from pyarrow import ipc
 
-    _check(frame)
-    table, sink = pyarrow.Table.from_pandas(frame), io.BytesIO()
+    table, sink = _arrow(frame), io.BytesIO()
+    _check_rows(frame, table.num_rows)
     with ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     return sink.getvalue()
+
+
+def _check_rows(frame: Any, rows: int) -> None:
+    if rows != len(frame):
+        raise ValueError(f"of {len(frame):,} rows without columns it would hold {rows:,}")
+
+
+def _arrow(frame: Any) -> Any:
+    """Return a table of Arrow with all that a table of pandas holds; raise as ``write_parquet``."""
+    import pyarrow
+
+    _check(frame)
+    frame, facts = frame.copy(deep=False), frame.attrs.get(SCHEMA)
+    if not _is_of_schema(facts):
+        facts = {"metadata": {}, "fields": {}}
+    else:
+        frame.attrs = {name: value for name, value in frame.attrs.items() if name != SCHEMA}
+    attrs = json.dumps(frame.attrs)
+    if not _is_kept(dict(frame.attrs), json.loads(attrs)):
+        raise ValueError(f"its attrs would become {reprlib.repr(json.loads(attrs))}")
+    table = pyarrow.Table.from_pandas(frame)
+    of_pandas = {b"PANDAS_ATTRS": attrs.encode()} if frame.attrs else {}
+    metadata = {**_as_bytes(facts["metadata"]), **table.schema.metadata, **of_pandas}
+    for at, field in enumerate(table.schema):
+        fact = facts["fields"].get(field.name)
+        if fact is None:
+            continue
+        column = table.column(at)
+        nullable = bool(fact.get("nullable", True) or column.null_count)
+        made = pyarrow.field(field.name, field.type, nullable, _as_bytes(fact.get("metadata", {})))
+        table = table.set_column(at, made, column)
+    # Arrow counts no rows of a table without columns whose metadata it replaces.
+    return table if metadata == table.schema.metadata else table.replace_schema_metadata(metadata)
 
 
 def _check(frame: Any) -> None:
@@ -156,7 +201,50 @@ def _frame(table: Any) -> Any:
     if lost:
         what, kind = "index" if lost[0] in index else "column", table.schema.field(lost[0]).type
         raise ValueError(f"pandas can't hold {what} {lost[0]!r} of type {kind} as it is")
+    metadata = table.schema.metadata or {}
+    frame.attrs.update(json.loads(metadata.get(b"PANDAS_ATTRS", "{}")))
+    facts = _of_schema(table.schema)
+    if facts:
+        frame.attrs[SCHEMA] = facts
     return frame
+
+
+def _of_schema(schema: Any) -> dict[str, Any]:
+    """Return what pandas has no place for, as JSON has it; empty if there is nothing."""
+    own = {key: one for key, one in (schema.metadata or {}).items() if key not in _OF_PANDAS}
+    fields: dict[str, Any] = {}
+    for field in schema:
+        fact: dict[str, Any] = {} if field.nullable else {"nullable": False}
+        if field.metadata:
+            fact["metadata"] = _as_texts(field.metadata)
+        if fact:
+            fields[field.name] = fact
+    return {"metadata": _as_texts(own), "fields": fields} if own or fields else {}
+
+
+def _is_of_schema(facts: Any) -> bool:
+    """Return whether ``_of_schema`` may have made it, and not the user."""
+    if not isinstance(facts, dict) or facts.keys() != {"metadata", "fields"}:
+        return False
+    fields = facts["fields"]
+    if not isinstance(fields, dict) or not all(isinstance(one, dict) for one in fields.values()):
+        return False
+    each = [facts["metadata"], *(one.get("metadata", {}) for one in fields.values())]
+    return all(
+        isinstance(one, dict)
+        and all(isinstance(text, str) for pair in one.items() for text in pair)
+        for one in each
+    )
+
+
+def _as_texts(metadata: dict[bytes, bytes]) -> dict[str, str]:
+    """Return metadata as JSON can have it, also that which is no text."""
+    texts = {key: value.decode(*_CODEC) for key, value in metadata.items()}
+    return {key.decode(*_CODEC): text for key, text in texts.items()}
+
+
+def _as_bytes(metadata: dict[str, str]) -> dict[bytes, bytes]:
+    return {key.encode(*_CODEC): value.encode(*_CODEC) for key, value in metadata.items()}
 
 
 def _to_pandas(table: Any) -> tuple[Any, list[str]]:
@@ -200,7 +288,7 @@ def _is_same(table: Any, back: Any, name: str) -> bool:
     one, other = table.column(name), back.column(name)
     if (one.type, other.type) == (pyarrow.string(), pyarrow.large_string()):
         one = one.cast(other.type)  # pandas has one type for texts
-    if one.type != other.type or one.null_count != other.null_count:
+    if not one.type.equals(other.type, check_metadata=True) or one.null_count != other.null_count:
         return False
     # NaN is equal to no NaN, but its text is.
     return bool(one.equals(other)) or repr(one.to_pylist()) == repr(other.to_pylist())
