@@ -12,10 +12,11 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from bridgehead import KernelDied, KernelRestarted, RemoteError
-from support.cli import Ran, bridgehead
+from support.cli import Ran, Terminal, bridgehead, bridgehead_process
 from support.listing import completed, doctor, listed
 from support.servers import TOKEN, on, serving
 
@@ -128,6 +129,60 @@ async def test_a_kernel_is_started_on_a_server_and_stays() -> None:
         assert "--start-server is for a server of a JupyterHub" in text
         assert (await command("stop", "--url", address)).code == 0
         assert (await command("ls", "--url", url, "--json")).json == []
+
+
+CONTROLS = "a\x1b]0;own\x07\x1b[2J\x1b[31mred\x9b2J\x08\rb\u202e"
+OUTPUTS = f"""
+import IPython, sys
+text = {CONTROLS!r}
+print(text)
+print(text, file=sys.stderr)
+IPython.display.display({{"text/html": "<script>run()</script>", "text/plain": text}}, raw=True)
+IPython.display.display({{"text/html" + text: "x"}}, raw=True)
+raise type("E" + text, (Exception,), {{}})(text)
+"""
+# Colours of a traceback, and what a terminal makes of the end of a line, control nothing.
+_ALLOWED = re.compile(rb"\r\n|\x1b\[[0-9;]*m|\n|\t")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u202e]")
+
+
+@pytest.mark.servers
+async def test_no_output_of_a_kernel_that_is_not_trusted_controls_a_terminal(
+    tmp_path: Path,
+) -> None:
+    """Row M9: streams, displays and the traceback, in a pipe, in a terminal and of a notebook."""
+    (tmp_path / "cell.py").write_text(OUTPUTS)
+    cells = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(OUTPUTS)])
+    nbformat.write(cells, tmp_path / "cells.ipynb")
+    async with serving() as url, on(url) as bridge:
+        assert bridge.info.trust == "data"
+        address = f"{url}api/kernels/{bridge.info.kernel_id}"
+        options = ("--url", address, "--token", TOKEN)
+
+        def in_terminal(*arguments: object) -> bytes:
+            with Terminal("run", *arguments, *options, columns=200) as terminal:
+                assert terminal.end() == 1
+            return terminal.raw
+
+        cell = (tmp_path / "cell.py",)
+        notebook = (tmp_path / "cells.ipynb", "-o", tmp_path / "out.ipynb")
+        piped = await asyncio.to_thread(bridgehead_process, "run", *cell, *options)
+        assert piped.code == 1
+        for text, html in ((piped.out, True), (piped.err, False)):
+            assert not _CONTROL.search(text.replace("\n", ""))
+            assert "ared\ufffd2J\ufffd\nb\ufffd\n" in text
+            assert ("only data of this kernel is trusted: text/html" in text) is html
+        assert "<script>" not in piped.out
+        assert "raise type(" in piped.err
+        for arguments in (cell, notebook):
+            shown = (await asyncio.to_thread(in_terminal, *arguments)).decode()
+            rest = _ALLOWED.sub(b"", shown.encode()).decode()
+            assert not _CONTROL.search(rest), rest
+            assert "raise" in shown
+        ran = await asyncio.to_thread(bridgehead_process, "run", *notebook, *options)
+        assert ran.code == 1
+        assert not _CONTROL.search((ran.out + ran.err).replace("\n", ""))
+        assert "raise type(" in ran.err
 
 
 # ---------------------------------------------------------------- names, for a shell

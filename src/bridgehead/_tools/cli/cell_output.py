@@ -1,7 +1,7 @@
 """The output of a cell on this program's own streams.
 
-Rule: the cell's output is the user's own. A pipe gets it unchanged, a terminal gets it without
-sequences that would control the terminal.
+Rule: the output of a trusted kernel is the user's own. A pipe gets it unchanged, a terminal gets it
+without sequences that would control the terminal. Of any other kernel a pipe gets none either.
 """
 
 from __future__ import annotations
@@ -49,8 +49,12 @@ class OutputPrinter:
 
     def error(self, error: Any) -> None:
         """Print the traceback as the kernel formatted it, unless the cell itself printed it."""
+        from bridgehead._errors import coloured
+
         lines = error.traceback if self._quiet else ()
         lines = lines or error._lines_below_outputs
+        if error.result is None or error.result.trust != "pickle":
+            lines = map(coloured, lines)
         self._write("\n".join(lines) + "\n", "stderr")
 
     def end(self) -> None:
