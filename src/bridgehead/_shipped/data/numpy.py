@@ -2,6 +2,10 @@
 
 Rule: dtypes are built from checked descriptions, and arrays over buffers whose size is checked;
 never through ``__setstate__``, because a dtype with forged flags gives access to other memory.
+
+An array whose items share memory, as those of ``broadcast_to`` do, crosses as a copy of all items:
+any copy or conversion makes them, and a few bytes must not cost the receiver what their shape
+claims. A copy arrives read-only if the array is.
 """
 
 from __future__ import annotations
@@ -169,6 +173,14 @@ def make_array(reader: DataReader, description: Any, shape: Any, order: str, raw
     return array
 
 
+@constructor(None)
+def make_read_only(reader: DataReader, array: Any) -> Any:
+    need(type(array) is library("numpy").ndarray, "not an array")
+    array = array.view()
+    array.flags.writeable = False
+    return array
+
+
 def own_integers(reader: DataReader, kind: str, raw: Any) -> Any:
     """Return a flat array of integers that no other value shares.
 
@@ -287,6 +299,8 @@ def _reduce_array(writer: DataWriter, array: Any) -> Any:
     dtype = array.dtype
     if array.ndim > _MOST_AXES:
         raise untrusted("a numpy.ndarray of more than %d axes" % _MOST_AXES)
+    if not array.flags.writeable and (dtype.kind in "OT" or not array.nbytes):  # no buffer says it
+        return make_read_only, (array.copy("K"),)
     if dtype.kind == "T":
         return _reduce_texts(writer, array)
     order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
@@ -294,6 +308,7 @@ def _reduce_array(writer: DataWriter, array: Any) -> Any:
         return make_objects, (array.shape, order, array.ravel(order).tolist())
     description = _describe_dtype(dtype)
     flat = array.ravel(order)  # copies what is not contiguous
+    flat.flags.writeable = array.flags.writeable
     return make_array, (description, array.shape, order, writer.buffer(flat))
 
 
