@@ -542,6 +542,8 @@ class BridgeClosed(BridgeError):
 class UntrustedPayload(BridgeError):
     """A value is more than data, and only data is trusted; it was not opened, no code ran.
 
+    So is data that is nested too deeply to be opened.
+
     ``allow=[Class]`` opens a class of yours, and ``trust="pickle"`` everything: for a kernel whose
     code may run in this process.
 

@@ -128,7 +128,7 @@ class FunctionWork:
             kept = Kept(KEPT + result.id, result.free)
             return self._make_ref(kept.name, {kept.name: kept})
         frames = await self._frames(turn)
-        return _payload.check_values(await self._connection.trust.open(frames), 1)[0]
+        return _payload.check_values(await self._connection.trust.open(frames, "the result"), 1)[0]
 
     async def _frames(self, turn: Turn) -> Frames:
         """Do the call in a turn; return the frames of its value after the last output."""

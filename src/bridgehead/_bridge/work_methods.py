@@ -84,8 +84,10 @@ class WorkMethods(CellMethods):
             call.fields["expressions"] = [name]
             call.source = self._objects_source(objects)
 
+        item = f"an item of {name}"
+
         async def decode(frames: list[memoryview], count: int) -> tuple[Any, ...]:
-            return _payload.check_values(await trust.open(frames), count)
+            return _payload.check_values(await trust.open(frames, *[item] * count), count)
 
         items = Iteration(connection, call, decode, name)
         items.owner, items.source = self, source

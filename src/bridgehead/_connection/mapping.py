@@ -147,7 +147,7 @@ class MapRequest:
 
     async def _opened(self, frames: list[memoryview], count: int) -> Sequence[Any]:
         try:
-            opened = await self._connection.trust.open(frames)
+            opened = await self._connection.trust.open(frames, *["a result"] * count)
             return _payload.check_values(opened, count)
         except ProtocolError:
             raise

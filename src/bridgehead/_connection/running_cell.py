@@ -296,7 +296,7 @@ class RunningCell:
                 raise response
             response = await connection.remote.lane.in_messages.complete(response)
             self._received = response.arrived
-            values = await connection.trust.open(response.frames)
+            values = await connection.trust.open(response.frames, *self._pull)
             self.values = check_values(values, len(self._pull))
         except BridgeError as error:
             self.values = error

@@ -76,9 +76,10 @@ class Trust:
         """Return the header fields by which the kernel sends only what can be opened."""
         return {"trust": "data", "allow": sorted(self.allow)} if self.data else {}
 
-    async def open(self, frames: list[memoryview]) -> Any:
+    async def open(self, frames: list[memoryview], *names: str) -> Any:
         """Return the object that the frames hold; a long one is opened in a thread.
 
+        If it is a tuple, ``names`` says what its values are, for errors.
         Raises what ``_payload.decode`` and ``decode_data`` do.
         """
         size = sum(frame.nbytes for frame in frames[:1])
@@ -88,8 +89,8 @@ class Trust:
             return await in_thread(_payload.decode, frames)
         size += sum(frame.nbytes for frame in frames[1:]) >> QUICKER
         if size < SLOW:
-            return _payload.decode_data(frames, self.allow)
-        return await in_thread(_payload.decode_data, frames, self.allow)
+            return _payload.decode_data(frames, self.allow, names)
+        return await in_thread(_payload.decode_data, frames, self.allow, names)
 
     def overridden(self, name: TrustName | None) -> Trust:
         """Return the trust for one call with another ``trust=``; None changes nothing."""

@@ -388,13 +388,16 @@ def decode(frames: Sequence[Buffer]) -> Any:
         ) from error
 
 
-def decode_data(frames: Sequence[Buffer], allow: Mapping[str, type]) -> Any:
+def decode_data(
+    frames: Sequence[Buffer], allow: Mapping[str, type], names: Sequence[str] = ()
+) -> Any:
     """Unpickle an object that is only data; whatever the frames are, no code of theirs runs.
 
-    ``allow`` has the classes beyond data that may be built, by ``module.qualname``.
+    ``allow`` has the classes beyond data that may be built, by ``module.qualname``. If the object
+    is a tuple, ``names`` says what its values are.
 
     Raises:
-        UntrustedPayload: the object is more than data; it was not opened.
+        UntrustedPayload: the object is more than data, or nested too deeply; it was not opened.
         DecodeError: a library that the object needs is not installed in this process.
         ProtocolError: the frames are damaged or forged.
     """
@@ -413,4 +416,11 @@ def decode_data(frames: Sequence[Buffer], allow: Mapping[str, type]) -> Any:
             ) from None
         if error.kind == "missing":
             raise DecodeError(f"the value arrived, but {error}") from None
+        if str(error) == codec.budget.TOO_DEEP:
+            index = str(error.details.get("path", ""))[1:-1]
+            is_known = index.isdigit() and int(index) < len(names)
+            name = names[int(index)] if is_known else " or ".join(dict.fromkeys(names))
+            raise UntrustedPayload(
+                f"{name or 'the value'} cannot cross as data: {error}; it was not opened"
+            ) from None
         raise ProtocolError(f"the value is not valid data: {error}") from None

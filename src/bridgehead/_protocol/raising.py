@@ -158,10 +158,13 @@ def _incompatible(error: Mapping[str, Any], message: str, limit: int | None) -> 
 
 
 def _untrusted(error: Mapping[str, Any], message: str, limit: int | None) -> UntrustedPayload:
+    kind = as_text(error.get("type"))
+    if not kind:  # it is data, but nested too deeply
+        return UntrustedPayload(f"{message}; it was not opened")
     return UntrustedPayload(
         f"{message}; it was not opened, because only data is trusted. "
         "Pass " + spelled("allow= or trust='pickle'") + " to open it",
-        type=as_text(error.get("type")),
+        type=kind,
     )
 
 

@@ -17,16 +17,17 @@ import math
 import sys
 import textwrap
 import uuid
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import cloudpickle
 import numpy as np
 import pandas as pd
 import pytest
 
-from bridgehead import Bridge, NotSupported, RemoteError
+from bridgehead import Bridge, NotSupported, RemoteError, UntrustedPayload
 
 # A kernel cannot import test modules; their functions and classes are pickled by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -470,6 +471,62 @@ async def test_operations_take_effect_in_the_order_of_their_calls(bridge: Bridge
     pulls = [bridge.pull("x")]
     results = await asyncio.gather(*calls, *pulls)
     assert results[-1] == 99
+
+
+NESTED = """
+def nested(levels):
+    value = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+def each(levels):
+    yield nested(levels)
+
+deep = {levels: nested(levels) for levels in (100, 250, 500, 5000)}
+d100, d250, d500, d5000 = deep.values()
+"""
+
+
+@pytest.mark.parametrize("trust", ["pickle", "data"])
+async def test_a_value_that_a_cell_nested_too_deeply_is_named(
+    kernel: Bridge, trust: Literal["pickle", "data"]
+) -> None:
+    """Row L7: whichever way it leaves the kernel, and whichever end refuses it."""
+    file = str(kernel.info.connection_file)
+    async with (
+        Bridge.attach(file, trust=trust) as bridge,
+        Bridge.launch(trust=trust) as target,
+    ):
+        await bridge.run(NESTED)
+
+        async def watched(levels: int) -> Any:
+            async with bridge.watch("d100", f"d{levels}") as values:
+                return await anext(values)
+
+        async def iterated(levels: int) -> Any:
+            async with bridge.iterate(f"each({levels})") as items:
+                return await anext(items)
+
+        ways: dict[str, Callable[[int], Awaitable[Any]]] = {
+            r"deep\[%d\]": lambda levels: bridge.pull(f"deep[{levels}]"),
+            "d%d": lambda levels: bridge.pull("d100", f"d{levels}", timeout=60),
+            "d%d ": lambda levels: bridge.handoff("d100", f"d{levels}", to=target),
+            "d%d cannot": watched,
+            r"(an item of each\(%d\)|the item)": iterated,
+            "d%d can": lambda levels: bridge.run("", pull=["d100", f"d{levels}"]),
+        }
+        for levels in (100, 250, 500, 5000):
+            for name, way in ways.items():
+                if levels == 100 or (levels == 250 and trust == "pickle"):
+                    await way(levels)
+                    continue
+                error = UntrustedPayload if trust == "data" else RemoteError
+                why = r"cross as data: .*nested (too|more)|pickled: .*(deep|recursion)"
+                with pytest.raises(error, match=f"{name.replace('%d', str(levels))} ?.*({why})"):
+                    await way(levels)
+        assert await bridge.pull("len(d100)") == 1
+        assert not await target.exists("d500")
 
 
 @pytest.mark.slow

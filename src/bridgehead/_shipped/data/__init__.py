@@ -61,6 +61,7 @@ The files:
 
 # These imports also fill the registry's tables.
 from bridgehead._shipped.data import (
+    budget,
     numpy,
     pandas,
     pillow,
@@ -94,6 +95,7 @@ FILES = (
 
 __all__ = [
     "FILES",
+    "budget",
     "decode_data",
     "encode_data",
     "numpy",

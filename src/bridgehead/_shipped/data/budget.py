@@ -172,13 +172,28 @@ class Budget:
         known: Dict[int, Tuple[int, int]] = {}
         for entry in self.made.values():  # no constructor prints or copies its arguments
             entry[2] += entry[4]
-        total = self.walk((value,), known)
+        try:
+            total = self.walk((value,), known)
+        except WireError as error:
+            if str(error) == TOO_DEEP:
+                error.details["path"] = self._path_to_deep(value)
+            raise
         if total << BULK > self.printed:  # it may be: only now is it worth the time to count
             self.check_printed(value)
         # The deallocation of a chain of linked objects recurses, whether they are in the value or
         # only in the memo.
         for each in self.linked_objects:
             self.walk((each,), known)
+
+    def _path_to_deep(self, value: Any) -> str:
+        """Return the path to the first item that is nested too deeply, or ""."""
+        items = value.items() if type(value) is dict else enumerate(value)
+        for key, part in items if type(value) in (dict, tuple) else ():
+            try:
+                self.walk(((part,),), {})
+            except WireError:
+                return "[%r]" % key if type(key) in (int, str) else ""
+        return ""
 
     def check_printed(self, value: Any) -> None:
         """Refuse a value whose repr would be too long; each character of a text is a visit here."""

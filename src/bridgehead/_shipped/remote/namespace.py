@@ -70,7 +70,7 @@ class UserNamespace:
                 # Imports cloudpickle with the captured pickler: a user may have replaced pickle's.
                 pickler_type()
             if header.get("opens") == "data":
-                return codec_function("decode_data")(frames), None
+                return self._decode_data(frames), None
             return unpickle(frames, self.stands_for if header.get("refs") else None)
         except ImportError as error:
             if not error.name:
@@ -78,6 +78,20 @@ class UserNamespace:
             raise WireError(
                 "missing", str(error), module=error.name, where=sys.executable
             ) from error
+
+    def _decode_data(self, frames: Sequence[Buffer]) -> Any:
+        """Return the values of a request; the error names one that is nested too deeply.
+
+        A client refuses to send such a value. In a handoff it is another kernel that sends it.
+        """
+        try:
+            return codec_function("decode_data")(frames)
+        except WireError as error:
+            name = str(error.details.get("path", ""))[2:-2]
+            if not name:
+                raise
+            message = "%s cannot cross as data: %s" % (name, error)
+            raise WireError("untrusted", message) from None
 
     def encode(
         self, header: RequestHeader, value: Any, paths: Sequence[str], ran: bool
@@ -125,8 +139,17 @@ class UserNamespace:
         self, value: Any, allow: Sequence[str], paths: Sequence[str]
     ) -> list[memoryview]:
         """Return frames that hold only data; the error names the path to what is not data."""
+        write = codec_function("encode_data")
         try:
-            frames: list[memoryview] = codec_function("encode_data")(value, allow)
+            frames: list[memoryview] = write(value, allow)
+        except RecursionError:
+            for part, path in zip(value.values() if type(value) is dict else value, paths):
+                try:
+                    write(part, allow)
+                except RecursionError:
+                    message = "%s cannot cross as data: it is nested too deeply" % path
+                    raise WireError("untrusted", message) from None
+            raise
         except WireError as error:
             path, kind = str(error.details.get("path", "")), error.details.get("type")
             index = path[1:].partition("]")[0]
