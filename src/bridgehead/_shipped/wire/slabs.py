@@ -12,6 +12,8 @@ Facts this file rests on, measured for 100 MB (a warm copy takes 7 ms):
 - On Linux the file is a memfd with seals: no process that has it can truncate it, which would kill
   each process that reads it. Elsewhere it is plain memory of ``shm_open``, for two processes that
   trust each other. macOS cannot read or write the file of such memory, so it is always mapped.
+- Each mapping holds a descriptor on every Python: ``trackfd=False`` of 3.13 is not used, because a
+  handoff, and the check of what a kernel has written, need that of the mapping (``find_file``).
 - Pages are mapped in advance (MADV_POPULATE), which takes 9 ms. Mapping them one by one, as they
   are first accessed, takes 27 ms.
 """
