@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridgehead import Bridge, KernelRestarted, OutcomeUnknown
+from bridgehead import Bridge, KernelRestarted, OutcomeUnknown, UntrustedPayload
 from support.kit import endless_cell
+from support.other_user import NOBODY, OTHER_USER, needs_other_user
 
 PAGE = Path(__file__).parents[2] / "notebooks" / "guides" / "ssh.md"
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
@@ -112,10 +113,17 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def kernel(tmp_path: Path) -> Iterator[Path]:
-    """Start a kernel, and return its connection file, with the name that the page uses."""
+def kernel(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Start a kernel, and return its connection file, with the name that the page uses.
+
+    With a parameter it is a program that serves as a kernel.
+    """
     file = tmp_path / "kernel-1234.json"
-    start = ["-m", "ipykernel_launcher", "-f", str(file), "--ip=127.0.0.2"]
+    start = ["-m", "ipykernel_launcher"]
+    if hasattr(request, "param"):
+        (tmp_path / "program.py").write_text(request.param)
+        start = [str(tmp_path / "program.py"), "--HistoryManager.enabled=False"]
+    start += ["-f", str(file), "--ip=127.0.0.2"]
     with running([sys.executable, *start]) as process:
         waited(lambda: file.exists() and file.read_text().endswith("}"), process)
         yield file
@@ -150,6 +158,30 @@ async def test_the_command_of_the_page_forwards_the_kernel(remote: Path, kernel:
             async with endless_cell(bridge):
                 await bridge.interrupt()
             assert bridge._transport.has_pulse  # type: ignore[attr-defined]
+
+
+@needs_other_user
+@pytest.mark.parametrize("kernel", [OTHER_USER], indirect=True, ids=["another user's"])
+@pytest.mark.parametrize("lane", ["auto", "buffers", "inline"])
+async def test_a_kernel_behind_forwarded_ports_that_proves_nothing_is_data_only(
+    remote: Path, kernel: Path, lane: Any, tmp_path: Path
+) -> None:
+    """Row M5: it runs as another user, so it cannot open this user's socket, as one elsewhere."""
+    with forwarded(remote, kernel) as file:
+        async with Bridge.attach(file, lane=lane) as bridge:
+            assert await bridge.pull("__import__('os').getuid()") == NOBODY
+            assert bridge.info.trust == "data"
+            assert "not proven to be this user's process" in str(bridge.info.why_trust)
+            await bridge.run(
+                "import os\nclass Evil:\n    def __reduce__(self):\n"
+                f"        return os.system, ('touch {tmp_path}/it-ran',)\nevil = Evil()"
+            )
+            with pytest.raises(UntrustedPayload):
+                await bridge.pull("evil")
+            assert not (tmp_path / "it-ran").exists()
+            array = np.arange(100_000.0)
+            await bridge.push(array=array)
+            assert (await bridge.pull("array")).tobytes() == array.tobytes()
 
 
 async def test_a_broken_forwarding_is_reported_and_works_again_later(

@@ -277,6 +277,7 @@ def arguments() -> argparse.Namespace:
         action="store_true",
         help="instead, make 20,900 operations without faults, and compare what is left",
     )
+    parser.add_argument("--share", type=float, default=1.0, help="of the operations of --leaks")
     return parser.parse_args()
 
 
@@ -319,7 +320,7 @@ def main() -> int:
         prepare(Path(name))
         try:
             if wanted.leaks:
-                asyncio.run(leaks.run(Path(name)))
+                asyncio.run(leaks.run(Path(name), wanted.share))
                 return 0
             seed = wanted.seed if wanted.seed is not None else random.randrange(10**6)
             return soaked(wanted.minutes, seed, Path(name))

@@ -561,6 +561,55 @@ async def test_the_first_object_of_a_kernel_is_itself_again(value: Any) -> None:
         assert await bridge.pull("v") is value
 
 
+MADE_THERE = """
+import functools, typing
+@functools.lru_cache
+def price(x): return x * 2
+@functools.singledispatch
+def kind(value): return "object"
+@kind.register
+def _(value: int): return "int"
+UserId = typing.NewType("UserId", int)
+Bound = typing.TypeVar("Bound", bound=int)
+P = typing.ParamSpec("P")
+Ts = typing.TypeVarTuple("Ts")
+partial = functools.partial(price, 3)
+"""
+CHECKS = {
+    "price": "v(2), v.__name__, v.cache_parameters()",
+    "kind": "v(1), v('a'), v.__name__",
+    "UserId": "v(3), v.__supertype__, v.__name__",
+    "Bound": "repr(v), v.__bound__",
+    "P": "repr(v), v.args",
+    "Ts": "repr(v)",
+    "partial": "v()",
+}
+
+
+@pytest.mark.parametrize("home", ["__main__", "made_there"])
+async def test_what_a_kernel_defines_is_not_another_object_of_that_name(
+    kernel: Bridge, home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L2. This process and the target of a handoff have other objects of these names."""
+    others = dict.fromkeys(CHECKS, "another object of this name")
+    module = types.ModuleType(home) if home == "made_there" else sys.modules[home]
+    monkeypatch.setitem(sys.modules, home, module)
+    for name, value in others.items():
+        monkeypatch.setattr(module, name, value, raising=False)
+    make = f"import sys, types; m = sys.modules.setdefault({home!r}, types.ModuleType({home!r}))\n"
+    await kernel.run(make + f"exec({MADE_THERE!r}, m.__dict__)")
+    async with Bridge.launch() as target:
+        await target.run(make + f"m.__dict__.update({others!r})")
+        for name, check in CHECKS.items():
+            await kernel.run(f"v = m.{name}")
+            expected = await kernel.pull(f"repr(({check}))")
+            assert repr(eval(check, {"v": await kernel.pull("v")})) == expected
+            await kernel.handoff("v", to=target)
+            assert await target.pull(f"repr(({check}))") == expected
+            assert await target.pull(f"m.{name}") == others[name]
+    await kernel.run("sys.modules.pop('made_there', None)")
+
+
 class Named:
     def __reduce__(self) -> str:
         return "NAMED_OBJECT"

@@ -297,6 +297,65 @@ def test_hostile_arrow_data_is_refused(raw: bytes) -> None:
     assert error.kind in ("protocol", "untrusted")
 
 
+def in_format(table: pa.Table, **options: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        for batch in table.to_batches():
+            writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def deltas() -> bytes:
+    """Return a stream whose dictionary grows by one word with each batch of one row."""
+    words = [f"{n:020}" for n in range(1000)]
+    sink, writer = pa.BufferOutputStream(), None
+    options = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)
+    for count in range(1000, 1050):
+        words.append(f"z{count}")
+        column = pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()), pa.array(words))
+        batch = pa.record_batch([column], ["x"])
+        writer = writer or pa.ipc.new_stream(sink, batch.schema, options=options)
+        writer.write_batch(batch)
+    assert writer is not None
+    writer.close()
+    return sink.getvalue().to_pybytes()
+
+
+ZEROS = pa.table({"x": np.zeros(1 << 20, "i1")})
+STREAMS: dict[str, bytes] = {
+    "compressed": in_format(ZEROS, compression="zstd"),
+    "compressed in another way": in_format(ZEROS, compression="lz4"),
+    "of deltas": deltas(),
+    "of views": in_format(pa.table({"x": pa.array(["a" * 20, None], pa.string_view())})),
+    "plain": in_format(pa.table({"x": [1]})),
+}
+PLACES: dict[str, Any] = {
+    "the layouts": lambda stream: arrow("table", ([FIELD], []), stream),
+    "a buffer": lambda stream: array_of(("int64",), 1, None, stream),
+    "texts": lambda stream: array_of(("string",), 1, None, offsets(0, len(stream)), stream),
+    "the description": lambda stream: arrow("schema", stream, []),
+    "metadata": lambda stream: arrow("schema", ([FIELD], [(b"ARROW:schema", stream)]), []),
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_a_stream_in_arrows_format_is_never_read(
+    stream: bytes, place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row M3: it is refused, or stays the bytes that it is."""
+    monkeypatch.setattr(pa.ipc, "open_stream", None)
+    monkeypatch.setattr(pa.ipc, "read_schema", None)
+    before = pa.total_allocated_bytes()
+    try:
+        value = decode_data([pickled(place(stream))])
+    except WireError as error:
+        assert error.kind in ("protocol", "untrusted")  # noqa: PT017 - some are read
+    else:
+        assert stream[:20] in (value.metadata or {}).get(b"ARROW:schema", b"")
+    assert pa.total_allocated_bytes() - before < len(stream) + (1 << 16)
+
+
 def test_extension_types_are_refused() -> None:
     kind = ("struct", [("a", ("binary", 16), True, EXTENSION)])
     assert refused(arrow("type", kind, [])) == ("untrusted", "a pyarrow extension type")
