@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from typing import Any, Generic, Literal, TypeVar
 from bridgehead._bridge.arguments import is_coroutine_function, plain_function
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.work import call_source
-from bridgehead._connection.async_items import AsyncItems
+from bridgehead._connection.async_items import BufferedItems, ItemBuffer
 from bridgehead._connection.mapping import Failed, MapRequest
 from bridgehead._errors import (
     BridgeClosed,
@@ -59,7 +60,7 @@ ChunkSize = int | Literal["auto"]
 _itself = itemgetter(0)
 
 
-class FleetMap(AsyncItems[T], Generic[T]):
+class FleetMap(BufferedItems[T], Generic[T]):
     """An async iterator over the results of ``Fleet.map``.
 
     The work begins with the first wait for a result. Leaving ``async with``, ``aclose``, an error
@@ -80,6 +81,10 @@ class FleetMap(AsyncItems[T], Generic[T]):
     def __repr__(self) -> str:
         return f"<FleetMap {line(self._name)}{', ended' if self._work.is_closed else ''}>"
 
+    @property
+    def _buffer(self) -> MapWork:
+        return self._work
+
     async def __anext__(self) -> T:
         await self._work.wait()
         return self._work.pop()  # type: ignore[no-any-return]
@@ -91,14 +96,9 @@ class FleetMap(AsyncItems[T], Generic[T]):
         ...     await results.take()
         [1]
         """
-        try:
+        with contextlib.suppress(StopAsyncIteration):
             await self._work.wait()
-        except StopAsyncIteration:
-            return []
-        taken = [self._work.pop()]
-        while self._work.has_value:
-            taken.append(self._work.pop())
-        return taken
+        return self._work.pop_all()
 
     async def aclose(self) -> None:
         """End it: interrupt what runs for it, and have nothing more begin.
@@ -181,7 +181,7 @@ class Worker:
             free(function)
 
 
-class MapWork:
+class MapWork(ItemBuffer):
     """The items of one map, and the kernels that work on them."""
 
     def __init__(
@@ -205,6 +205,7 @@ class MapWork:
         ``stand_ins`` says how to pickle refs and others, or refuses them. ``note`` adds to an
         error the index of its kernel.
         """
+        super().__init__()
         self._source: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
         hints = [_length(iterable) for iterable in iterables] if chunksize == "auto" else []
         self._total = min((hint for hint in hints if hint >= 0), default=None)
@@ -218,14 +219,15 @@ class MapWork:
         self._workers = [Worker(bridge, shared) for bridge in bridges]
         self._tasks: set[asyncio.Task[None]] = set()
         self._again: deque[list[MapItem]] = deque()  # chunks to give out before any other
-        self._read = self._consumed = 0
+        self._read = 0
         self._size = 1 if chunksize == "auto" else chunksize
         # As measured; 0 is not yet.
         self._item_seconds = self._item_bytes = 0.0
-        self._results: dict[int, Any] = {}  # by the item's index, or in the order of their arrival
+        # Those behind one that is missing, by the item's index, or in the order of their arrival.
+        self._results: dict[int, Any] = {}
         self._next, self._arrived = 0, 0
         self._is_read = False  # nothing more is read
-        self._is_full = False  # nothing more is read before a result is consumed
+        self._more_after = math.inf  # nothing more is read before so many results are consumed
         self._failed = False  # an item has, and that ends the map
         self._error: BaseException | None = None  # raised after all results
         self._loss: BridgeError | None = None  # of the last kernel
@@ -236,17 +238,10 @@ class MapWork:
 
     # ------------------------------------------------------------ for the consumer
 
-    @property
-    def has_value(self) -> bool:
-        """Whether ``pop`` returns a value, and does not raise."""
-        found = self._results.get(self._next, _NOTHING)
-        return found is not _NOTHING and (self._goes_on or type(found) is not Failed)
-
     async def wait(self) -> None:
-        """Wait for a result; raise what ended the map if there is none."""
         if not self._has_begun and not self.is_closed:
             self._begin()
-        while not self.has_value:
+        while not self.ready:
             if self.is_closed:
                 raise StopAsyncIteration
             failed = self._results.get(self._next)
@@ -261,14 +256,21 @@ class MapWork:
                 raise self._error or StopAsyncIteration
             await self._change()
 
-    def pop(self) -> Any:
-        """Return the next result, and have the kernels go on."""
-        value = self._results.pop(self._next)
-        self._next += 1
-        self._consumed += 1
-        if self._is_full:
-            self._notify()
-        return value.reported() if type(value) is Failed else value
+    @property
+    def _consumed(self) -> int:
+        return self._next - len(self.ready)
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether a kernel waits for what was consumed."""
+        return self._consumed >= self._more_after
+
+    def go_on(self) -> None:
+        self._more_after = math.inf
+        self._notify()
+
+    def opened(self, item: Any) -> Any:
+        return item.reported() if type(item) is Failed else item
 
     async def aclose(self) -> None:
         """End all work, and wait until no task of it is left here."""
@@ -281,6 +283,7 @@ class MapWork:
         self._notify()
         for task in self._tasks:
             task.cancel()
+        self.ready.clear()
         self._results.clear()
         self._again.clear()
         self._source = iter(())  # a generator is closed, though the caller may keep the map
@@ -430,8 +433,8 @@ class MapWork:
         room = AHEAD * self._window * len(self._workers) * size
         if self._is_read or self._failed:
             return None
-        self._is_full = self._read + size - self._consumed > room
-        if self._is_full:
+        if self._read + size - room > self._consumed:
+            self._more_after = self._read + size - room
             return None
         items: list[MapItem] = []
         while len(items) < size:
@@ -521,6 +524,11 @@ class MapWork:
         self._arrived += 1
         if type(outcome) is Failed and not self._goes_on:
             self._failed = True
+        while self._next in self._results and (
+            self._goes_on or type(self._results[self._next]) is not Failed
+        ):
+            self.ready.append(self._results.pop(self._next))
+            self._next += 1
 
     async def _change(self) -> None:
         await self._changed.wait()
@@ -537,6 +545,3 @@ def _length(iterable: Iterable[Any]) -> int:
         return length_hint(iterable, -1)
     except Exception:  # noqa: BLE001 - many classes have a ``__len__`` that raises
         return -1
-
-
-_NOTHING = object()

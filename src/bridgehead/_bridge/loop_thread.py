@@ -273,8 +273,12 @@ class LoopThread:
 
     def cancel(self, call: LoopCall[Any]) -> None:
         """Cancel a call; it ends soon after."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed, so the call has ended
-            self._loop.call_soon_threadsafe(call.cancel, self._calls)
+        self.soon(lambda: call.cancel(self._calls))
+
+    def soon(self, function: Callable[[], None]) -> None:
+        """Have the loop call a function soon; with the loop, all calls have ended."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(function)
 
     # ------------------------------------------------------------ bridges
 

@@ -97,6 +97,10 @@ class SyncBase:
         except LoopEnded:
             raise _closed() from None
 
+    def _soon(self, function: Callable[[], None]) -> None:
+        """Have the loop call a function soon; a loop that has ended does not."""
+        self._thread.soon(function)
+
     def _check(self) -> None:
         if self._finalizer is not None and not self._finalizer.alive:
             raise _closed()

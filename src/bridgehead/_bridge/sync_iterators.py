@@ -1,24 +1,44 @@
 """Iterators that block until the next item: over a watch, an iteration, the outputs of a cell.
 
-Rule: the item is taken on the event loop that all SyncBridges share; a caller waits for it. What
-an iterator keeps in the kernel ends with ``close``.
+Rule: an item is waited for on the event loop that all SyncBridges share. Those that arrived with
+it are popped in the caller's thread, one for each ``next``: none is consumed before. What an
+iterator keeps in the kernel ends with ``close``.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self, TypeVar
 
 from bridgehead._bridge.cell_stream import CellStream
 from bridgehead._bridge.sync_base import SyncBase
+from bridgehead._connection.async_items import BufferedItems, ItemBuffer
 from bridgehead._errors import BridgeClosed
 from bridgehead._protocol.results import Result
 from bridgehead._transports.messages import Message
 from bridgehead._transports.tasks import noted_on
 
 T = TypeVar("T")
+
+
+class OneAtATime(ItemBuffer):
+    """The next item of an async iterator.
+
+    It is taken on the loop: an interrupt of the calling thread would lose it.
+    """
+
+    wants_more = False
+
+    def __init__(self, stream: AsyncIterator[Any]) -> None:
+        super().__init__()
+        self._stream = stream
+
+    async def wait(self) -> None:
+        self.ready.append(await anext(self._stream))
+
+    def go_on(self) -> None:
+        """Do nothing: the iterator makes its items by itself."""
 
 
 class BlockingIterator(Iterator[T]):
@@ -29,37 +49,25 @@ class BlockingIterator(Iterator[T]):
 
     def __init__(self, bridge: SyncBase, stream: AsyncIterator[T]) -> None:
         self._bridge, self._stream = bridge, stream
-        self._arrived: deque[T] = deque()  # items that came with an earlier one
+        given = stream._buffer if isinstance(stream, BufferedItems) else None
+        self._buffer: ItemBuffer = given or OneAtATime(stream)
+        self._is_whole = given is not None  # a caller takes the items for all that there are
 
     def __next__(self) -> T:
+        buffer = self._buffer
         while True:
-            with contextlib.suppress(IndexError):  # another thread may take the last one
-                return self._arrived.popleft()
             try:
-                is_more = self._bridge._wait(self._take)
+                return buffer.pop(self._bridge._soon)  # type: ignore[no-any-return]
+            except IndexError:  # another thread may take the last one
+                pass
+            try:
+                self._bridge._wait(buffer.wait)
+            except StopAsyncIteration:
+                raise StopIteration from None
             except BridgeClosed:
-                if self._takes_all:  # a caller would take the items for all that there are
+                if self._is_whole:
                     raise
-                is_more = False
-            if not is_more:
-                raise StopIteration
-
-    @property
-    def _takes_all(self) -> bool:
-        return hasattr(self._stream, "take")
-
-    async def _take(self) -> bool:
-        """Wait for the next items; return false if there are no more.
-
-        This is on the loop: an interrupt of the calling thread would lose them.
-        """
-        stream: Any = self._stream
-        try:
-            items = await stream.take() if self._takes_all else [await anext(stream)]
-        except StopAsyncIteration:
-            return False
-        self._arrived.extend(items)
-        return bool(items)
+                raise StopIteration from None
 
     def __enter__(self) -> Self:
         return self
@@ -77,7 +85,7 @@ class BlockingIterator(Iterator[T]):
         []
         """
         close = getattr(self._stream, "aclose", None)
-        self._arrived.clear()
+        self._buffer.ready.clear()
         with contextlib.suppress(BridgeClosed):
             if close is not None:
                 self._bridge._wait(close)

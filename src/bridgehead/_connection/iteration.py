@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import weakref
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from bridgehead._connection.async_items import AsyncItems
+from bridgehead._connection.async_items import BufferedItems, ItemBuffer
 from bridgehead._connection.call import Call
 from bridgehead._connection.connection import Connection
 from bridgehead._connection.queue import Turn
@@ -42,7 +41,7 @@ GONE = (
 LOSSES, BREAKS = 3, 10
 
 
-class Iteration(AsyncItems[Any]):
+class Iteration(BufferedItems[Any]):
     """An async iterator over items that the kernel makes, as they are made.
 
     An error comes after the items before it, and ends the iteration. Cancelling a wait loses
@@ -79,6 +78,10 @@ class Iteration(AsyncItems[Any]):
 
     def __repr__(self) -> str:
         return f"<Iteration {line(self._name)}{', ended' if self._items.is_ended else ''}>"
+
+    @property
+    def _buffer(self) -> Items:
+        return self._items
 
     async def __anext__(self) -> Any:
         items = self._items
@@ -142,7 +145,7 @@ class Batch(Outcome):
     kind = "batches"
 
 
-class Items(RemoteResource):
+class Items(ItemBuffer, RemoteResource):
     """The items that have arrived and were not consumed, and the batch that is on its way."""
 
     kind = "iterations"
@@ -153,9 +156,9 @@ class Items(RemoteResource):
         call: Call,
         decode: Callable[[Frames, int], Awaitable[tuple[Any, ...]]],
     ) -> None:
-        super().__init__(connection.resources)
+        ItemBuffer.__init__(self)
+        RemoteResource.__init__(self, connection.resources)
         self._connection, self._first, self._decode = connection, call, decode
-        self.ready: deque[Any] = deque()
         self.is_ended: bool = False
         self._bytes = 0  # of the batches that are not consumed, more or less
         self._error: BaseException | None = None
@@ -182,27 +185,23 @@ class Items(RemoteResource):
             if self.is_ended:
                 raise StopAsyncIteration
             self._connection.queue.check_wait()
-            if self._fetching is None:
-                self._fetch()
+            self.go_on()
             self._arrived.clear()
             await self._arrived.wait()
 
-    def pop(self) -> Any:
-        """Return the next item, and have the next batch made in time."""
-        item = self.ready.popleft()
-        if not self.ready:
-            self._bytes = 0
-        if self._fetching is None and not self.is_ended:
-            self._fetch()
-        return item
+    @property
+    def wants_more(self) -> bool:
+        """Whether the next batch is to be asked for: the consumer is not too far behind."""
+        if self._fetching is not None or self.is_ended:
+            return False
+        return not self.ready or (
+            len(self.ready) <= MOST_ITEMS // 2 and self._bytes <= MOST_BYTES // 2
+        )
 
-    def pop_all(self) -> list[Any]:
-        items = list(self.ready)
-        self.ready.clear()
-        self._bytes = 0
-        if self._fetching is None and not self.is_ended:
-            self._fetch()
-        return items
+    def go_on(self) -> None:
+        if self.wants_more:
+            self._fetching = self._connection.transport.spawn(self._next_batch())
+            self._fetching.add_done_callback(self._fetched)
 
     def leave(self) -> None:
         """End the iteration; no consumer waits any more."""
@@ -295,15 +294,6 @@ class Items(RemoteResource):
 
     # ------------------------------------------------------------ batches
 
-    def _fetch(self) -> None:
-        """Ask for the next batch, unless the consumer is too far behind."""
-        has_room = not self.ready or (
-            len(self.ready) <= MOST_ITEMS // 2 and self._bytes <= MOST_BYTES // 2
-        )
-        if self._fetching is None and has_room:
-            self._fetching = self._connection.transport.spawn(self._next_batch())
-            self._fetching.add_done_callback(self._fetched)
-
     def _fetched(self, task: asyncio.Task[None]) -> None:
         self._fetching = None
         error = None if task.cancelled() else task.exception()
@@ -312,7 +302,7 @@ class Items(RemoteResource):
         elif task.cancelled() and not self.is_ended:  # the bridge was closed
             self._fail(self._why_lost())
         if not self.is_ended:
-            self._fetch()
+            self.go_on()
         elif not self._is_closing:
             self.resources.drop(self)
         self._arrived.set()
@@ -424,6 +414,8 @@ class Items(RemoteResource):
             at += parts
             if skip < count <= MOST_ITEMS // 2:
                 items = await self._decode(whole, count)
+                if not self.ready:
+                    self._bytes = 0
                 self.ready.extend(items[max(skip, 0) :])
                 self._have += count - max(skip, 0)
                 self._bytes += sum(frame.nbytes for frame in whole)

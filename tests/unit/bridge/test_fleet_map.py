@@ -27,6 +27,8 @@ from bridgehead import (
     NameNotFound,
     ProtocolError,
     RemoteError,
+    SyncBridge,
+    SyncFleet,
     UntrustedPayload,
 )
 from bridgehead._bridge.fleet_map import AHEAD
@@ -205,6 +207,21 @@ async def test_a_slow_consumer_stops_the_work(fleet: Fleet) -> None:
         for _ in range(50):
             await anext(results)
     assert len(calls) > most
+
+
+def test_a_slow_consumer_of_a_sync_fleet_stops_the_work() -> None:
+    calls.clear()
+    with SyncBridge.loopback() as kernel, SyncFleet([kernel]) as kernels:
+        with kernels.map(called, itertools.count(), chunksize=2) as results:
+            for consumed in range(1, 101):
+                assert next(results) == consumed - 1
+                if consumed % 10 == 1:
+                    most = consumed + 2 * AHEAD * 2
+                    deadline = time.monotonic() + 60
+                    while len(calls) < most - 1 and time.monotonic() < deadline:
+                        time.sleep(0.01)
+                    time.sleep(0.05)
+                    assert most - 1 <= len(calls) <= most
 
 
 calls: list[int] = []

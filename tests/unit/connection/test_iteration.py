@@ -236,11 +236,18 @@ async def test_iterations_cells_and_calls_interleave(loopback: Bridge) -> None:
     CLOSED.clear()
 
 
-async def test_the_kernel_is_not_far_ahead_of_the_consumer(loopback: Bridge) -> None:
-    await loopback.push(made=0)
-    await loopback.run(
-        "def many():\n    global made\n    while True:\n        made += 1\n        yield made"
-    )
+MADE: Any = pytest.mark.parametrize("kind", ["def", "async def"])
+
+
+def made_by(kind: str, item: str = "made") -> str:
+    """Return the code of a generator that counts the items that it has made."""
+    code = "made = 0\n{} many():\n    global made\n    while True: made += 1; yield {}"
+    return code.format(kind, item)
+
+
+@MADE
+async def test_the_kernel_is_not_far_ahead_of_the_consumer(loopback: Bridge, kind: str) -> None:
+    await loopback.run(made_by(kind))
     async with loopback.iterate("many()") as items:
         assert await anext(items) == 1
         made = -1
@@ -251,14 +258,33 @@ async def test_the_kernel_is_not_far_ahead_of_the_consumer(loopback: Bridge) -> 
         assert [await anext(items) for _ in range(made)][-1] == made + 1
 
 
+@MADE
+def test_the_kernel_is_not_far_ahead_of_the_consumer_of_a_sync_bridge(kind: str) -> None:
+    with SyncBridge.loopback() as kernel:
+        kernel.run(made_by(kind))
+        with kernel.iterate("many()") as items:
+            for consumed in range(1, 25_001):
+                assert next(items) == consumed
+                if consumed % 4_000 == 1:
+                    assert consumed < until_it_stops(kernel) <= MOST_ITEMS + consumed
+
+
+def until_it_stops(kernel: SyncBridge) -> int:
+    made: int = -1
+    while made != kernel.pull("made"):
+        made = kernel.pull("made")
+        time.sleep(0.05)
+    return made
+
+
 @pytest.mark.parametrize("item", ["1 << 160_000", "bytes(20_000)", "bytearray(20_000)"])
+@MADE
 async def test_the_kernel_is_few_bytes_ahead_of_the_consumer(
-    loopback: Bridge, monkeypatch: pytest.MonkeyPatch, item: str
+    loopback: Bridge, monkeypatch: pytest.MonkeyPatch, kind: str, item: str
 ) -> None:
     remote_part = sys.modules[type(remote_of(loopback)).__module__]
     monkeypatch.setattr(remote_part, "BATCH_SECONDS", 3600.0)  # bytes alone end a batch
-    code = "made = 0\ndef many():\n    global made\n    while True: made += 1; yield "
-    await loopback.run(code + item)
+    await loopback.run(made_by(kind, item))
     async with loopback.iterate("many()") as items:
         await anext(items)
         made = 0
@@ -266,6 +292,19 @@ async def test_the_kernel_is_few_bytes_ahead_of_the_consumer(
             made = await loopback.pull("made")
             await asyncio.sleep(0.05)
         assert made * 20_000 <= MOST_BYTES
+
+
+@MADE
+def test_the_kernel_is_few_bytes_ahead_of_the_consumer_of_a_sync_bridge(kind: str) -> None:
+    size = 24 << 20
+    with SyncBridge.loopback() as kernel:
+        kernel.run(made_by(kind, f"bytes({size})"))
+        with kernel.iterate("many()") as items:
+            for consumed in range(1, 7):
+                assert len(next(items)) == size
+                made = until_it_stops(kernel)
+                assert consumed < made
+                assert (made - consumed) * size <= MOST_BYTES
 
 
 async def test_a_batch_may_have_as_many_objects_as_items(
