@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
+import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import pandas as pd
 import pytest
 
 from bridgehead import Bridge, BridgeError, RemoteError, SyncBridge, UntrustedPayload
+from support.kit import until
 
 # A hostile kernel: every response to a request is a pickle that runs code.
 HOSTILE = """
@@ -150,12 +152,75 @@ async def test_classes_may_be_allowed_by_name() -> None:
     async with Bridge.loopback(
         trust="data", allow=[json.JSONDecodeError, "pathlib.PurePosixPath"]
     ) as b:
-        import pathlib
-
-        await b.push(path=pathlib.PurePosixPath("/a/b"), point=Point(1, 2))
-        assert await b.pull("[path]") == [pathlib.PurePosixPath("/a/b")]
+        await b.push(path=PurePosixPath("/a/b"), point=Point(1, 2))
+        assert await b.pull("[path]") == [PurePosixPath("/a/b")]
         with pytest.raises(UntrustedPayload, match="Point"):
             await b.pull("point")
+
+
+async def _awaited(task: Awaitable[Any]) -> Any:
+    return await task
+
+
+async def _kept(bridge: Bridge) -> Any:
+    async with await bridge.call(PurePosixPath, "/a", keep=True) as kept:
+        return await kept.pull()
+
+
+async def _first(items: Any) -> Any:
+    async with items:
+        return await anext(items)
+
+
+async def _called(bridge: Bridge) -> Any:
+    """Return what a callback got; the kernel sends it nothing that it could not open."""
+    seen: list[Any] = []
+    with bridge.callback(seen.append) as report:
+        await bridge.push(report=report)
+        try:
+            await bridge.run("report(path)")
+        except RemoteError as error:
+            raise UntrustedPayload(str(error)) from error
+        await until(lambda: seen or report.failed)
+    return seen[0]
+
+
+# What gives ``path``, an object of a class that is not data.
+GIVES_A_PATH: dict[str, Callable[[Bridge], Awaitable[Any]]] = {
+    "pull": lambda bridge: bridge.pull("path"),
+    "pull with await": lambda bridge: bridge.pull("await __import__('asyncio').sleep(0, path)"),
+    "ref": lambda bridge: bridge.ref("path").pull(),
+    "call": lambda bridge: bridge.call(PurePosixPath, "/a"),
+    "call of an async function": lambda bridge: bridge.call(asyncio.sleep, 0, PurePosixPath("/a")),
+    "submit": lambda bridge: _awaited(bridge.submit(PurePosixPath, "/a")),
+    "keep": _kept,
+    "iterate": lambda bridge: _first(bridge.iterate("[path]")),
+    "callback": _called,
+    "watch": lambda bridge: _first(bridge.watch("path")),
+}
+
+
+@pytest.mark.parametrize("name", GIVES_A_PATH)
+async def test_an_allowed_class_arrives_by_each_operation(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    give, allow = GIVES_A_PATH[name], ["pathlib.PurePosixPath"]
+    async with Bridge.loopback(trust="data", allow=allow) as bridge:
+        await bridge.push(path=PurePosixPath("/a"))
+        assert await give(bridge) == PurePosixPath("/a")
+    async with Bridge.loopback(trust="data") as bridge:
+        await bridge.push(path=PurePosixPath("/a"))
+        with pytest.raises(UntrustedPayload), caplog.at_level(logging.CRITICAL):
+            await give(bridge)
+
+
+async def test_a_single_pull_with_await_opens_only_data() -> None:
+    async with Bridge.loopback(trust="pickle") as bridge:
+        code = "await __import__('asyncio').sleep(0, [{}])"
+        assert await bridge.pull(code.format(5), trust="data") == [5]
+        with pytest.raises(UntrustedPayload, match="builtin_function"):
+            await bridge.pull(code.format("len"), trust="data")
+        assert await bridge.pull(code.format("len")) == [len]
 
 
 @pytest.mark.parametrize(

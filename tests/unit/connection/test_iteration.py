@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from pickle import PicklingError
 from typing import Any
 
 import numpy as np
@@ -171,21 +172,23 @@ async def test_an_error_comes_after_the_items_before_it(loopback: Bridge) -> Non
             raise ValueError("no more")
         yield threading.Lock()
 
-    async def fails_async() -> AsyncIterator[int]:
-        yield 1
-        raise KeyError("no more")
+    async def fails_async(what: str) -> AsyncIterator[Any]:
+        for item in fails(what):
+            yield item
 
-    for source, args, before, text in (
-        (fails, ["raises"], [1, [2]], "ValueError: no more"),
-        (fails, ["pickles"], [1, [2]], "the item cannot be pickled"),
-        (fails_async, [], [1], "KeyError"),
+    for source, what, cause in (
+        (source, what, cause)
+        for source in (fails, fails_async)
+        for what, cause in (("raises", ValueError), ("pickles", PicklingError))
     ):
-        items = loopback.iterate(source, *args)
+        text = {"raises": "ValueError: no more", "pickles": "the item cannot be pickled"}[what]
+        items = loopback.iterate(source, what)
         found = []
-        with pytest.raises(RemoteError, match=text):
+        with pytest.raises(RemoteError, match=text) as caught:
             async for item in items:
                 found.append(item)
-        assert found == before
+        assert (found, type(caught.value.__cause__)) == ([1, [2]], cause)
+        await until(lambda: not remote_of(loopback).resources.known)  # though ``items`` is kept
         with pytest.raises(StopAsyncIteration):
             await anext(items)
     for source in ("5", "nowhere + 1", "1 / 0"):
@@ -196,11 +199,13 @@ async def test_an_error_comes_after_the_items_before_it(loopback: Bridge) -> Non
 async def test_only_data_is_taken_from_a_kernel_that_is_not_trusted() -> None:
     async with Bridge.loopback(trust="data") as bridge:
         await bridge.run("class Own: pass\nrows = [1, [2], Own(), 3]")
-        items, found = bridge.iterate("rows"), []
-        with pytest.raises(UntrustedPayload):
-            async for item in items:
-                found.append(item)
-        assert found == [1, [2]]
+        await bridge.run("async def later():\n    for row in rows: yield row")
+        for source in ("rows", "later()"):
+            items, found = bridge.iterate(source), []
+            with pytest.raises(UntrustedPayload):
+                async for item in items:
+                    found.append(item)
+            assert found == [1, [2]]
 
 
 async def test_an_iteration_that_is_left_is_closed_in_the_kernel(loopback: Bridge) -> None:
@@ -506,6 +511,41 @@ def test_a_sync_bridge_iterates_with_a_plain_for() -> None:
             assert next(items) == 1
         asyncio.run(until_closed(1_000_005))
         assert list(items) == []
+
+
+def test_an_error_comes_after_the_items_before_it_in_a_plain_for() -> None:
+    with SyncBridge.loopback() as kernel:
+        kernel.run("def fails():\n    yield from range(20_000)\n    raise LookupError('no more')")
+        items, found = kernel.iterate("fails()"), []
+        with pytest.raises(RemoteError, match="no more") as caught:
+            for item in items:
+                found.append(item)
+        assert found == [*range(20_000)]
+        assert type(caught.value.__cause__) is LookupError
+        assert list(items) == []
+
+
+def test_break_of_a_plain_for_closes_what_it_read_in_the_kernel() -> None:
+    with SyncBridge.loopback() as kernel:
+        known = remote_of(kernel._bridge).resources.known
+        for n in kernel.iterate(counted, 1_000_006):
+            if n == 10:
+                break
+        asyncio.run(until_closed(1_000_006))
+        for n in kernel.iterate(counted_async, 1_000_007):
+            if n == 10:
+                break
+        asyncio.run(until_closed(1_000_007))
+        kernel["x"] = 5
+        for x in kernel.watch("x"):
+            assert x == 5
+            assert known
+            break
+        for names in kernel.watch_names():
+            assert [name.name for name in names] == ["x"]
+            break
+        asyncio.run(until(lambda: not known))
+        assert (kernel.stats.iterations, kernel.stats.watches) == (0, 0)
 
 
 async def test_a_batch_does_not_count_as_a_task(loopback: Bridge) -> None:
