@@ -18,12 +18,13 @@ from typing import Any, ParamSpec, TypeVar
 
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._connection.tasks import RemoteTask
-from bridgehead._errors import BridgeClosed, RemoteError
+from bridgehead._errors import BridgeClosed, KernelRestarted, OutcomeUnknown, RemoteError
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 AT_ONCE = 2  # functions that each kernel has: one at work, and one ahead
+MOST_KERNELS = 10  # that a function is given to, if each is lost before it begins it
 
 
 class FleetExecutor(Executor):
@@ -35,6 +36,11 @@ class FleetExecutor(Executor):
     free. Keyword arguments are the function's: there are no options. A future has the exception
     that the function raised, if it can be rebuilt here, with the ``RemoteError`` as its cause; else
     that error. Cancelling a future also interrupts a function that runs.
+
+    A kernel that is lost loses what it had begun: the function at work, and each async one. Their
+    futures have the ``OutcomeUnknown``, and the other kernels get what it had not begun. A kernel
+    that another program restarts gets functions again. If no future has the ``KernelRestarted``,
+    the next other call of that bridge raises it.
 
         >>> with fleet.executor() as executor:
         ...     futures = [executor.submit(pow, n, 2) for n in range(3)]
@@ -50,7 +56,6 @@ class FleetExecutor(Executor):
     ) -> None:
         """Take ``Fleet.submit``, the event loop in which to call it, and the fleet's bridges."""
         self._submit, self._loop, self._bridges = submit, loop, bridges
-        self._most = AT_ONCE * len(bridges)
         self._lock = threading.Lock()
         self._waiting: deque[FleetFuture[Any]] = deque()
         self._unfinished: set[Future[Any]] = set()
@@ -133,7 +138,7 @@ class FleetExecutor(Executor):
 
     def _fill(self) -> None:
         """Give functions to the kernels that have room."""
-        while self._at_work < self._most:
+        while self._at_work < AT_ONCE * self._kernels():
             with self._lock:
                 if not self._waiting:
                     return
@@ -142,6 +147,11 @@ class FleetExecutor(Executor):
             if work is not None and not future.done():
                 self._start(future, work)
 
+    def _kernels(self) -> int:
+        """Return how many kernels are not lost; at least one, to raise the error."""
+        lost = sum(bridge._transport.life.is_lost for bridge in self._bridges)
+        return max(1, len(self._bridges) - lost)
+
     def _start(self, future: FleetFuture[Any], work: Callable[[], Any]) -> None:
         try:
             task = self._submit(work)
@@ -149,7 +159,9 @@ class FleetExecutor(Executor):
             future.settle(error=error)
             return
         self._at_work += 1
+        task._call.any_process = True  # it goes on in a kernel that another program restarts
         future.task = task
+        future.kernels += 1
         task.add_done_callback(partial(self._ended, future))
         if future.done():  # cancelled meanwhile
             task.cancel()
@@ -162,8 +174,26 @@ class FleetExecutor(Executor):
                 return
         else:
             error = task.exception()
-            future.settle(None if error is not None else task.result(), error)
+            if error is not None and self._goes_on(future, task, error):
+                future.task = None
+                with self._lock:
+                    self._waiting.appendleft(future)
+            else:
+                is_first = future.settle(None if error is not None else task.result(), error)
+                if is_first and isinstance(error, KernelRestarted):
+                    task._note_reported()
         self._fill()
+
+    def _goes_on(
+        self, future: FleetFuture[Any], task: RemoteTask[Any], error: BaseException
+    ) -> bool:
+        """Return whether another kernel gets a function, whose kernel was lost before it began."""
+        is_lost = isinstance(error, (OutcomeUnknown, BridgeClosed))
+        if future.done() or task._call.was_sent or not is_lost:
+            return False
+        lives = [bridge._transport.life for bridge in self._bridges]
+        is_any_left = any(not (life.is_lost or life.is_unresponsive) for life in lives)
+        return is_any_left and future.kernels < MOST_KERNELS
 
     def _end(self) -> None:
         """Take nothing more, and cancel all futures: the loop gives nothing to the kernels."""
@@ -182,6 +212,7 @@ class FleetFuture(Future[T]):
         self._loop = loop
         self.work: Callable[[], T] | None = work  # until it is done
         self.task: RemoteTask[Any] | None = None
+        self.kernels = 0  # that it was given to
         self._gate = threading.Lock()
         self._is_settled = False
 
@@ -191,13 +222,16 @@ class FleetFuture(Future[T]):
             first, self._is_settled = not self._is_settled, True
         return first
 
-    def settle(self, value: Any = None, error: BaseException | None = None) -> None:
-        if self._settles():
-            self.set_running_or_notify_cancel()
-            if error is None:
-                self.set_result(value)
-            else:
-                self.set_exception(_original(error))
+    def settle(self, value: Any = None, error: BaseException | None = None) -> bool:
+        """Give it its outcome; return false if it has one."""
+        if not self._settles():
+            return False
+        self.set_running_or_notify_cancel()
+        if error is None:
+            self.set_result(value)
+        else:
+            self.set_exception(_original(error))
+        return True
 
     def cancel(self) -> bool:
         """Cancel it, also while the function runs; return false if it is done already."""

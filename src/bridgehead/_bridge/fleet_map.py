@@ -387,11 +387,11 @@ class MapWork(ItemBuffer):
             self._note(error, index)
             worker.forget(function)  # it is another process, or will be
             failed = Failed(error, worker.bridge._connection)
-            self._lost(items, failed, begun=request.was_sent)
+            self._lost(items, failed, begun=request.call.was_sent)
         except NameNotFound as error:
-            if request.was_sent:  # the remote part was removed, and the function with it
+            if request.call.was_sent:  # the remote part was removed, and the function with it
                 worker.forget(function)
-            if request.was_sent and items[0].repeats:
+            if request.call.was_sent and items[0].repeats:
                 items[0].repeats -= 1
                 self._again.appendleft(items)
             else:  # an item is a ref that was freed

@@ -137,6 +137,11 @@ class Call:
     scope: asyncio.Timeout | None = None
 
     @property
+    def was_sent(self) -> bool:
+        """Whether the kernel may have begun it."""
+        return self.turn is not None and self.turn.sent
+
+    @property
     def is_late(self) -> bool:
         """Whether its deadline has passed before its end."""
         return self.scope is not None and self.scope.expired()

@@ -76,11 +76,6 @@ class MapRequest:
         self.call.is_unattended = self.call.any_process = True  # see ``Failed.reported``
 
     @property
-    def was_sent(self) -> bool:
-        """Whether the kernel may have begun it."""
-        return self.call.turn is not None and self.call.turn.sent
-
-    @property
     def is_next(self) -> bool:
         """Whether it is pickled for a kernel that has nothing else to do first."""
         first = next(iter(self._connection.queue.turns), None)

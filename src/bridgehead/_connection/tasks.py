@@ -164,10 +164,14 @@ class RemoteTask(Generic[T]):
         try:
             return await asyncio.shield(self._work)
         except KernelRestarted:
-            if self._call.is_unattended:  # this caller is the first to get this error
-                self._call.is_unattended = False
-                self._connection.remote.restart_reported()
+            self._note_reported()
             raise
+
+    def _note_reported(self) -> None:
+        """Note that a caller gets its ``KernelRestarted``."""
+        if self._call.is_unattended:  # this caller is the first to get this error
+            self._call.is_unattended = False
+            self._connection.remote.restart_reported()
 
     def _check_wait(self) -> None:
         """Raise ``NotSupported`` in a callback for which the kernel may wait; for any thread."""

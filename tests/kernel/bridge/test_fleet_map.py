@@ -668,6 +668,47 @@ async def test_an_executor_runs_in_all_kernels(fleet: Fleet) -> None:
         assert await fleet.call(abs, -1) == [1] * KERNELS
 
 
+async def test_an_executor_loses_what_a_dead_kernel_had_begun() -> None:
+    async with Fleet.launch(KERNELS) as fleet:
+        executor = fleet.executor()
+        futures = [executor.submit(die_at, n, 5, "") for n in range(40)]
+        calls = map(asyncio.wrap_future, futures)
+        found: list[Any] = await asyncio.gather(*calls, return_exceptions=True)
+        assert type(found.pop(5)) is KernelDied
+        assert found == [n for n in range(40) if n != 5]
+        loop = asyncio.get_running_loop()
+        calls = (loop.run_in_executor(executor, nap, 0.02) for _ in range(20))
+        pids = {bridge.info.pid for bridge in fleet if bridge.state != "dead"}
+        assert len(pids) == KERNELS - 1
+        assert set(await asyncio.gather(*calls)) == pids
+        await nothing_is_left(fleet)
+
+
+@pytest.mark.parametrize("lane", ["direct", "buffers"])
+async def test_an_executor_goes_on_in_a_kernel_that_another_bridge_restarts(
+    lane: Any, tmp_path: Path
+) -> None:
+    hold, file = held_in()[0], tmp_path / "at work"
+    async with restarted_by_another(lane) as (owner, fleet):
+        await fleet.push(x=1)
+        executor, work = fleet.executor(), (owner.info.pid, str(file))
+        futures = [executor.submit(hold, n, *work) for n in range(20)]
+        await until(file.exists)
+        await owner.restart()
+        calls = map(asyncio.wrap_future, futures)
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        lost = [one for one in found if isinstance(one, Exception)]
+        assert [type(error) for error in lost] == [KernelRestarted]
+        assert [one[0] for one in found if type(one) is tuple] == [
+            n for n, one in enumerate(found) if type(one) is tuple
+        ]
+        loop, pid = asyncio.get_running_loop(), 0
+        async with asyncio.timeout(60):
+            while pid != owner.info.pid:
+                _, pid = await loop.run_in_executor(executor, hold, 0, *work)
+        assert await fleet.exists("x") == [False, True]  # the future has reported the restart
+
+
 def test_a_blocking_fleet_maps_and_executes() -> None:
     with SyncFleet.launch(2) as kernels:
         assert set(kernels.map(nap, [0.02] * 10)) == {kernel.info.pid for kernel in kernels}

@@ -207,6 +207,25 @@ async def test_closing_the_bridges_ends_the_futures(fleet: Fleet, executor: Flee
         GATE.set()
 
 
+async def test_what_a_closed_bridge_had_not_begun_goes_to_the_others(
+    fleet: Fleet, executor: FleetExecutor
+) -> None:
+    GATE.clear()
+    try:
+        futures = [executor.submit(wait_for_gate, n) for n in range(10)]
+        await until(lambda: sum(future.running() for future in futures) == 4)
+        await until(lambda: all(bridge.state == "busy" for bridge in fleet))
+        await fleet[0].aclose()
+    finally:
+        GATE.set()
+    found = await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
+    assert [type(one) for one in found].count(BridgeClosed) == 1
+    assert [one for one in found if type(one) is int] == [
+        n for n, one in enumerate(found) if type(one) is int
+    ]
+    assert len([one for one in found if type(one) is int]) == 9
+
+
 def test_the_end_of_the_event_loop_ends_the_futures() -> None:
     async def leave() -> list[concurrent.futures.Future[None]]:
         executor = Fleet([await Bridge.loopback()]).executor()
