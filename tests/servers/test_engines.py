@@ -13,6 +13,7 @@ import itertools
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -39,6 +40,7 @@ from bridgehead import (
     KernelNotFound,
     Message,
     Messages,
+    MissingInKernel,
     NameNotFound,
     NotSupported,
     RemoteError,
@@ -52,9 +54,11 @@ from bridgehead import (
 )
 from bridgehead._connection.outputs import CellObserver
 from support import docstrings
+from support.fleets import a_late_cell_has_its_output, the_first_error_ends_the_others
 from support.kit import KEPT, reported_within, until
 from support.resources import cancelled_at_any_instant, gone_with_its_owner, nothing_is_kept
 from support.work import GIVES_LEN, WORK, use_sync_but_watches
+from unit.bridge.test_fleet_work import sequences_are_gathered
 
 pytestmark = pytest.mark.servers
 
@@ -911,6 +915,63 @@ async def test_operations_of_a_fleet_keep_the_results_of_other_engines(fleet: Fl
         fleet.watch("x")
 
 
+async def test_sequences_are_gathered(fleet: Fleet) -> None:
+    await sequences_are_gathered(fleet)
+
+
+async def test_the_first_error_ends_the_others(fleet: Fleet, tmp_path: Path) -> None:
+    await the_first_error_ends_the_others(fleet, tmp_path)
+
+
+async def test_a_late_cell_has_its_output(fleet: Fleet) -> None:
+    await a_late_cell_has_its_output(fleet)
+
+
+def squared(n: int) -> int:
+    return n * n
+
+
+async def test_a_module_that_the_engines_lack_crosses_by_value(fleet: Fleet) -> None:
+    own = [sys.modules[__name__]]
+    with pytest.raises(FleetError) as caught:
+        await fleet.call(squared, 3)
+    assert {type(error) for error in caught.value.exceptions} == {MissingInKernel}
+    assert await fleet.call(squared, 3, by_value=own) == [9] * ENGINES
+    assert await fleet.submit(squared, 3, by_value=own) == 9
+    assert [n async for n in fleet.map(squared, range(9), by_value=own)] == [
+        n * n for n in range(9)
+    ]
+
+
+async def test_names_are_handed_to_all_engines_and_deleted_there(fleet: Fleet) -> None:
+    seen: list[tuple[int, int]] = []
+    async with Bridge.launch() as source:
+        await source.push(table=LARGE, rows=[1])
+        await source.handoff("table", "rows", to=fleet, progress=lambda *sums: seen.append(sums))
+    assert await fleet.pull("float(table.sum())", "rows") == [(LARGE.sum(), [1])] * ENGINES
+    sums, seen = seen, []
+    await fleet.push(table=LARGE, progress=lambda *sums: seen.append(sums))
+    for done, total in sums[-1], seen[-1]:
+        assert done == total >= ENGINES * LARGE.nbytes
+    await fleet.delete("table")
+    assert await fleet.exists("table") == [False] * ENGINES
+    assert await fleet.exists("rows") == [True] * ENGINES
+
+
+async def test_an_interrupt_of_all_engines(fleet: Fleet, tmp_path: Path) -> None:
+    def nap(folder: str) -> None:
+        Path(folder, str(os.getpid())).touch()
+        time.sleep(300)
+
+    calls = asyncio.ensure_future(fleet.call(nap, str(tmp_path), return_exceptions=True))
+    await until(lambda: len(list(tmp_path.iterdir())) == ENGINES)
+    async with asyncio.timeout(60):
+        await fleet.interrupt()
+        assert [repr(error) for error in await calls] == [
+            "<RemoteError KeyboardInterrupt: >"
+        ] * ENGINES
+
+
 async def test_leaving_a_map_interrupts_what_the_engines_run(fleet: Fleet, tmp_path: Path) -> None:
     """The interrupt takes the control channel, which a thread of the engine serves."""
 
@@ -1114,13 +1175,28 @@ async def test_an_engine_that_dies_loses_the_chunk_that_it_had(tmp_path: Path) -
             os.kill(os.getpid(), signal.SIGKILL)
         return n
 
-    async with cluster(tmp_path, 3) as client:
+    def die_once(n: int, file: str) -> int:
+        if n == 9 and not Path(file).exists():
+            Path(file).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return n
+
+    async with cluster(tmp_path, ENGINES + 1) as client:
         async with Fleet.over(client) as fleet:
+            items = range(40), itertools.repeat(str(tmp_path / "died"))
+            results = fleet.map(die_once, *items, chunksize=4, retries=1)
+            assert [one async for one in results] == list(range(40))
+            assert sorted(bridge.state for bridge in fleet).count("dead") == 1
+            executor = fleet.executor()
+            calls = map(asyncio.wrap_future, [executor.submit(die_at, n) for n in range(40)])
+            found: list[Any] = await asyncio.gather(*calls, return_exceptions=True)
+            assert type(found.pop(9)) is KernelDied
+            assert found == [n for n in range(40) if n != 9]
             found = [one async for one in fleet.map(die_at, range(40), return_exceptions=True)]
             assert type(found[9]) is KernelDied
             assert found[:9] + found[10:] == [n for n in range(40) if n != 9]
-            items = fleet.map(wait_and_die_at, range(40), return_exceptions=True)
-            found = [one async for one in items]
+            results = fleet.map(wait_and_die_at, range(40), return_exceptions=True)
+            found = [one async for one in results]
             lost = [n for n, one in enumerate(found) if type(one) is KernelDied]
             assert 19 in lost
             assert len(lost) <= 2  # those that were at work there together

@@ -11,7 +11,9 @@ import datetime
 import json
 import os
 import random
+import shutil
 import ssl
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -306,18 +308,31 @@ async def test_a_notebook_runs_over_a_server(anyone: str, tmp_path: Path) -> Non
     assert notebook.metadata.language_info.name == "python"
 
 
-async def test_kernels_of_a_server_are_found_and_attached(anyone: str) -> None:
-    async with on(anyone) as bridge:
-        await bridge.push(x=1)
-        found = {one.where.rpartition("/")[2]: one for one in await bridgehead.kernels()}
-        known = found.get(str(bridge.info.kernel_id)) or next(
-            (one for one in found.values() if str(bridge.info.kernel_id) in one.where), None
-        )
-        if known is None:  # a gateway says nowhere that it runs
-            assert anyone not in {one.server for one in found.values()}
-            return
-        async with Bridge.attach(known) as second:
-            assert await second.pull("x") == 1
+@pytest.mark.parametrize("how", ["file", "address"])
+@pytest.mark.timings(listed_answer=60.0)  # s; a server may be slow on a loaded machine
+async def test_kernels_of_a_server_are_found_and_attached(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is found is the file of its kernel, or only the record of the server."""
+    with tempfile.TemporaryDirectory(prefix="bh-") as runtime:
+        monkeypatch.setenv("JUPYTER_RUNTIME_DIR", runtime if how == "file" else str(tmp_path))
+        async with serving(runtime=runtime) as url, on(url) as bridge:
+            (record,) = Path(runtime).glob("jpserver-*.json")
+            shutil.copy(record, tmp_path)
+            await bridge.push(x=1)
+            (found,) = await bridgehead.kernels()
+            kernel = bridge.info.kernel_id
+            server = found.server or ""
+            assert server == json.loads(record.read_text())["url"]
+            file, address = f"{runtime}/kernel-{kernel}.json", f"{server}api/kernels/{kernel}"
+            assert found.where == (file if how == "file" else address)
+            assert (found.state, found.purpose) == ("idle", "")
+            async with Bridge.attach(found) as second:
+                assert second.info.transport == ("tcp" if how == "file" else "websocket")
+                assert await second.pull("x") == 1
+            (same,) = await asyncio.to_thread(SyncBridge.kernels)
+            assert (same.where, same.server) == (found.where, found.server)
+            assert await bridge.pull("x") == 1  # it is still there
 
 
 async def test_a_task_that_is_cancelled_interrupts_its_function(anyone: str) -> None:

@@ -34,10 +34,13 @@ from bridgehead import (
     OutcomeUnknown,
     RemoteError,
     SyncFleet,
+    UntrustedPayload,
     as_completed,
 )
 from support import kit
+from support.fleets import a_late_cell_has_its_output, the_first_error_ends_the_others
 from support.kit import reported_within, until
+from unit.bridge.test_fleet_work import sequences_are_gathered
 
 KERNELS = 4
 
@@ -108,9 +111,25 @@ async def test_items_are_divided_among_all_kernels(
             time.sleep(0.005)
         return os.getpid()
 
+    def arrived(function: Callable[[int], int]) -> Callable[[int], int]:
+        import builtins
+
+        vars(builtins)["arrivals"] = vars(builtins).get("arrivals", 0) + 1
+        return function
+
+    class Meeting:
+        def __call__(self, n: int) -> int:
+            raise AssertionError("the kernels have the function that this one reduces to")
+
+        def __reduce__(self) -> Any:
+            return arrived, (meet,)
+
     async with asyncio.timeout(60):
-        pids = [pid async for pid in fleet.map(meet, range(100), chunksize=chunksize)]
+        pids = [pid async for pid in fleet.map(Meeting(), range(100), chunksize=chunksize)]
     assert set(pids) == {bridge.info.pid for bridge in fleet}
+    # The function has crossed once for each kernel.
+    pop = "vars(__import__('builtins')).pop('arrivals')"
+    assert await fleet.pull(pop) == [1] * KERNELS
 
 
 async def test_a_long_item_does_not_hold_up_the_others(fleet: Fleet) -> None:
@@ -160,7 +179,10 @@ async def test_async_functions_run_on_the_kernels_loops(fleet: Fleet, tmp_path: 
     assert len({pid for _, pid in found}) == KERNELS
 
 
-async def test_leaving_a_map_interrupts_what_runs(fleet: Fleet, tmp_path: Path) -> None:
+@pytest.mark.parametrize("window", [2, 3])
+async def test_leaving_a_map_interrupts_what_runs(
+    fleet: Fleet, window: int, tmp_path: Path
+) -> None:
     def note(n: int, folder: str) -> int:
         if n:
             Path(folder, str(n)).touch()
@@ -168,14 +190,16 @@ async def test_leaving_a_map_interrupts_what_runs(fleet: Fleet, tmp_path: Path) 
         return n
 
     async with reported_within(2):
-        async with fleet.map(note, itertools.count(), itertools.repeat(str(tmp_path))) as results:
+        items = itertools.count(), itertools.repeat(str(tmp_path))
+        async with fleet.map(note, *items, window=window) as results:
             assert await anext(results) == 0
             await until(lambda: len(list(tmp_path.iterdir())) == KERNELS)
         assert await fleet.call(abs, -1) == [1] * KERNELS  # behind what was interrupted
     assert len(list(tmp_path.iterdir())) == KERNELS
 
 
-async def test_an_error_ends_the_map_and_interrupts_the_rest(fleet: Fleet) -> None:
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_an_error_ends_the_map_and_interrupts_the_rest(fleet: Fleet, ordered: bool) -> None:
     def fail(n: int) -> int:
         if n == 2:
             raise ValueError("two")
@@ -186,9 +210,9 @@ async def test_an_error_ends_the_map_and_interrupts_the_rest(fleet: Fleet) -> No
     async with reported_within(2):
         found = []
         with pytest.raises(RemoteError, match="two"):
-            async for n in fleet.map(fail, itertools.count()):
+            async for n in fleet.map(fail, itertools.count(), ordered=ordered):
                 found.append(n)
-        assert found == [0, 1]
+        assert found == [0, 1] if ordered else {0, 1}.issuperset(found)
         assert await fleet.call(abs, -1) == [1] * KERNELS
 
 
@@ -575,6 +599,47 @@ async def test_scattered_arrays_are_gathered(fleet: Fleet) -> None:
     assert [len(part) for part in await fleet.pull("part")] == [25_000] * 4
     await fleet.run("part *= 2")
     assert np.array_equal(await fleet.gather("part"), array * 2)
+
+
+async def test_sequences_are_gathered(fleet: Fleet) -> None:
+    await sequences_are_gathered(fleet)
+
+
+async def test_the_first_error_ends_the_others(fleet: Fleet, tmp_path: Path) -> None:
+    await the_first_error_ends_the_others(fleet, tmp_path)
+
+
+async def test_a_late_cell_has_its_output(fleet: Fleet) -> None:
+    await a_late_cell_has_its_output(fleet)
+
+
+async def test_a_cell_of_all_gets_names_and_gives_the_values_of_each(fleet: Fleet) -> None:
+    await fleet.scatter("part", (1, 2, 3, 4))
+    code = "b = a + part[0]"
+    results = await fleet.run(code, push={"a": 10}, pull=["b", "a"])
+    assert [result.values for result in results] == [{"b": n, "a": 10} for n in (11, 12, 13, 14)]
+
+
+async def test_only_data_is_pulled_with_trust_data(fleet: Fleet) -> None:
+    await fleet.run("n, function = 1, lambda: 1")
+    assert await fleet.pull("n", trust="data") == [1] * KERNELS
+    with pytest.raises(FleetError, match="4 of 4 kernels failed") as caught:
+        await fleet.pull("function", trust="data")
+    assert {type(error) for error in caught.value.exceptions} == {UntrustedPayload}
+
+
+async def test_a_watch_goes_on_without_a_kernel_that_dies() -> None:
+    async with Fleet.launch(KERNELS) as fleet:
+        await fleet.push(x=1)
+        async with asyncio.timeout(60), fleet.watch("x") as watch:
+            assert sorted([await anext(watch) for _ in range(KERNELS)]) == [
+                (index, 1) for index in range(KERNELS)
+            ]
+            os.kill(fleet[2].info.pid, signal.SIGKILL)
+            for value, index in enumerate((0, 1, 3), 2):
+                await fleet[index].run(f"x = {value}")
+                assert await anext(watch) == (index, value)
+                await until(lambda: fleet[2].state == "dead")  # at the latest before the next value
 
 
 async def test_results_of_living_kernels_are_kept_when_one_dies() -> None:
