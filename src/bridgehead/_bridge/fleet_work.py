@@ -263,7 +263,8 @@ class FleetWork(FleetBase):
 
         Args:
             expression: a name, or any expression, whose values are sequences of one type.
-            options: those of ``Fleet.pull`` but ``return_exceptions``.
+            options: those of ``Fleet.pull`` but ``return_exceptions``: an exception in place of a
+                part could not be joined; ``pull`` takes it, and returns the parts in order.
 
         Raises:
             TypeError: the values are of different types, or of one that ``scatter`` does not take.

@@ -65,6 +65,25 @@ async def test_a_result_shows_its_streams_in_their_order(kernel: Bridge) -> None
     assert shown.outputs == result.outputs
 
 
+async def test_a_result_shows_its_figure_and_its_table(kernel: Bridge) -> None:
+    pytest.importorskip("matplotlib")
+    result = await kernel.run(
+        "%matplotlib inline\nfrom matplotlib import pyplot\nimport pandas\n"
+        "pyplot.plot([1, 3, 2])\npyplot.show()\nprint('fitted')\npandas.DataFrame({'n': [1]})"
+    )
+    shown = await kernel.run("result", push={"result": result}, store_history=False)
+    outputs = [
+        [{name: output.get(name) for name in ("data", "metadata", "text")} for output in outputs]
+        for outputs in (shown.outputs, result.outputs)
+    ]
+    assert outputs[0] == outputs[1]
+    assert [sorted(output["data"] or ["text"]) for output in outputs[0]] == [
+        ["image/png", "text/plain"],
+        ["text"],
+        ["text/html", "text/plain"],
+    ]
+
+
 async def test_on_output_gets_clear_output_messages(kernel: Bridge) -> None:
     received: list[tuple[str, object]] = []
     cell = "from IPython.display import clear_output\nprint('cleared', flush=True)\n"

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from jupyter_client.manager import AsyncKernelManager
 
-from bridgehead import Bridge, RemoteError
+from bridgehead import Bridge, RemoteError, SyncBridge, kernels
 from support.cli import PATIENCE, Terminal, bridgehead, bridgehead_process, start_command
 from support.kit import stopped
 from support.listing import completed, doctor, listed
@@ -51,6 +51,22 @@ async def test_ls_shows_idle_and_busy_kernels(runtime: Path, alone: Bridge) -> N
     await alone.interrupt()
     with pytest.raises(RemoteError, match="KeyboardInterrupt"):
         await cell
+
+
+async def test_kernels_gives_what_ls_shows(
+    runtime: Path, alone: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(runtime))
+    (runtime / "kernel-odd.json").write_text("{}")
+    server = {"pid": os.getpid(), "url": "http://127.0.0.1:1/", "token": "t"}
+    (runtime / "jpserver-1.json").write_text(json.dumps(server))
+    shown = (await asyncio.to_thread(listed, runtime)).values()
+    names = ("where", "state", "kernel", "pid", "purpose", "server", "why")
+    for found in await kernels(), await asyncio.to_thread(SyncBridge.kernels):
+        assert [[getattr(one, name) for name in names] for one in found] == [
+            [one[name] for name in names] for one in shown
+        ]
+        assert [one.state for one in found] == ["idle", "unknown", "unknown"]
 
 
 async def test_ls_executes_nothing_in_a_kernel(runtime: Path, alone: Bridge) -> None:

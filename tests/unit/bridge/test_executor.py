@@ -74,6 +74,22 @@ async def test_the_original_exception_is_raised_with_the_remote_one_as_its_cause
     assert "To catch it" not in str(caught.value.__cause__)
 
 
+async def test_an_exception_that_cannot_be_rebuilt_is_a_remote_error(
+    executor: FleetExecutor,
+) -> None:
+    def fail(is_pickled: bool) -> None:
+        class Odd(Exception):
+            def __reduce__(self) -> object:
+                return divmod, (1, 0 if is_pickled else threading.Lock())
+
+        raise Odd("odd")
+
+    for is_pickled in (True, False):
+        with pytest.raises(RemoteError, match="Odd: odd") as caught:
+            await asyncio.wrap_future(executor.submit(fail, is_pickled))
+        assert caught.value.__cause__ is None
+
+
 async def test_a_stop_iteration_ends_the_wait(executor: FleetExecutor) -> None:
     """asyncio cannot raise it where it is awaited, and before Python 3.12 the wait did not end."""
     with pytest.raises(RemoteError, match="StopIteration"):
@@ -149,6 +165,25 @@ async def test_submit_never_blocks(executor: FleetExecutor) -> None:
         assert sum(future.cancelled() for future in futures) >= 996
     finally:
         GATE.set()
+
+
+async def test_a_shutdown_waits_for_all_functions(executor: FleetExecutor) -> None:
+    GATE.clear()
+    try:
+        futures = [executor.submit(wait_for_gate, n) for n in range(6)]
+        await until(futures[0].running)
+
+        def shut_down() -> list[bool]:
+            executor.shutdown()
+            return [future.done() for future in futures]
+
+        shutting = asyncio.ensure_future(asyncio.to_thread(shut_down))
+        await until(lambda: executor._is_shut)
+        assert not shutting.done()
+    finally:
+        GATE.set()
+    assert await shutting == [True] * 6
+    assert [future.result() for future in futures] == list(range(6))
 
 
 async def test_after_a_shutdown_nothing_is_taken(executor: FleetExecutor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,17 @@ async def test_a_wrong_argument_is_reported_before_any_cell_runs(
             await run_notebook(loopback, file, **options)
     with pytest.raises(TypeError, match=r"run_notebook\(\) takes an open Bridge, not Fleet"):
         await run_notebook(Fleet([loopback]), file)  # type: ignore[arg-type]
+    assert not await loopback.exists("ran")
+
+
+async def test_without_nbformat_the_extra_is_named(
+    loopback: Bridge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path, ("ran = True", []))
+    monkeypatch.setitem(sys.modules, "nbformat", None)
+    with pytest.raises(ImportError, match=r"pip install 'bridgehead\[notebook\]'$") as caught:
+        await run_notebook(loopback, file)
+    assert caught.value.name == "nbformat"
     assert not await loopback.exists("ran")
 
 
