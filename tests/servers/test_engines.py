@@ -58,7 +58,7 @@ from support.fleets import a_late_cell_has_its_output, the_first_error_ends_the_
 from support.kit import KEPT, reported_within, until
 from support.resources import cancelled_at_any_instant, gone_with_its_owner, nothing_is_kept
 from support.work import GIVES_LEN, WORK, use_sync_but_watches
-from unit.bridge.test_fleet_work import sequences_are_gathered
+from unit.bridge.test_fleet_work import polars_is_gathered, sequences_are_gathered
 
 pytestmark = pytest.mark.servers
 
@@ -902,6 +902,11 @@ async def test_submit_scatter_gather_and_an_executor_work_over_engines(fleet: Fl
     loop = asyncio.get_running_loop()
     calls = [loop.run_in_executor(fleet.executor(), pow, n, 2) for n in range(20)]
     assert await asyncio.gather(*calls) == [n * n for n in range(20)]
+    future = fleet.executor().submit(time.sleep, 300)
+    await until(lambda: any(bridge.state == "busy" for bridge in fleet))
+    async with asyncio.timeout(60):
+        future.cancel()  # which interrupts it
+        assert await fleet.call(abs, -1) == [1] * ENGINES
 
 
 async def test_operations_of_a_fleet_keep_the_results_of_other_engines(fleet: Fleet) -> None:
@@ -911,12 +916,23 @@ async def test_operations_of_a_fleet_keep_the_results_of_other_engines(fleet: Fl
     assert caught.value.results == {0: 1, 1: 1, 2: 1}
     assert caught.value.errors.keys() == {3}
     assert await fleet.exists("x") == [True, True, True, False]
+    *values, error = await fleet.pull("x", return_exceptions=True)
+    assert (values, type(error)) == ([1] * 3, NameNotFound)
+    *results, error = await fleet.run("x + 1", return_exceptions=True)
+    assert [result.data["text/plain"] for result in results] == ["2"] * 3
+    assert error.ename == "NameError"
     with pytest.raises(NotSupported):
         fleet.watch("x")
 
 
 async def test_sequences_are_gathered(fleet: Fleet) -> None:
     await sequences_are_gathered(fleet)
+
+
+@pytest.mark.objects
+@pytest.mark.parametrize("many", [7, 2])
+async def test_polars_tables_are_gathered(fleet: Fleet, many: int) -> None:
+    await polars_is_gathered(fleet, many)
 
 
 async def test_the_first_error_ends_the_others(fleet: Fleet, tmp_path: Path) -> None:

@@ -54,7 +54,10 @@ class FleetExecutor(Executor):
         loop: asyncio.AbstractEventLoop,
         bridges: Sequence[Bridge],
     ) -> None:
-        """Take ``Fleet.submit``, the event loop in which to call it, and the fleet's bridges."""
+        """Take the fleet's ``submit``, the event loop in which to call it, and its bridges.
+
+        ``submit`` also gives functions to a kernel whose restart no call has reported.
+        """
         self._submit, self._loop, self._bridges = submit, loop, bridges
         self._lock = threading.Lock()
         self._waiting: deque[FleetFuture[Any]] = deque()
@@ -159,7 +162,6 @@ class FleetExecutor(Executor):
             future.settle(error=error)
             return
         self._at_work += 1
-        task._call.any_process = True  # it goes on in a kernel that another program restarts
         future.task = task
         future.kernels += 1
         task.add_done_callback(partial(self._ended, future))

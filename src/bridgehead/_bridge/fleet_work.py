@@ -7,6 +7,7 @@ in ``fleet``.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any, TypeVar, overload
 
@@ -69,11 +70,25 @@ class FleetWork(FleetBase):
             >>> [await task for task in tasks]
             [0, 1, 2]
         """
+        return self._submitted(function, args, kwargs)
+
+    def _submitted(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        *,
+        any_process: bool = False,
+    ) -> RemoteTask[Any]:
+        """Do as ``submit``; with ``any_process`` also in a kernel whose restart is not reported."""
+        kwargs = kwargs or {}
         options = self._options(Bridge.submit, kwargs)
         source = self._call_source(function, args, kwargs, options)
         bridge = self._least_loaded()
         given = self._given(options, self._bridges.index(bridge), [])
-        return bridge._task(bridge._work(function, args, kwargs, **given, source=source))
+        work = bridge._work(function, args, kwargs, **given, source=source)
+        work.call.any_process = any_process
+        return bridge._task(work)
 
     def _least_loaded(self) -> Bridge:
         alive = [bridge for bridge in self._order if not bridge._transport.life.is_lost]
@@ -191,7 +206,8 @@ class FleetWork(FleetBase):
             >>> await loop.run_in_executor(fleet.executor(), abs, -1)
             1
         """
-        return FleetExecutor(self.submit, self[0]._connection.loop, self._bridges)
+        submit = partial(self._submitted, any_process=True)
+        return FleetExecutor(submit, self[0]._connection.loop, self._bridges)
 
     # ------------------------------------------------------------ sequences
 

@@ -40,7 +40,7 @@ from bridgehead import (
 from support import kit
 from support.fleets import a_late_cell_has_its_output, the_first_error_ends_the_others
 from support.kit import reported_within, until
-from unit.bridge.test_fleet_work import sequences_are_gathered
+from unit.bridge.test_fleet_work import polars_is_gathered, sequences_are_gathered
 
 KERNELS = 4
 
@@ -603,6 +603,12 @@ async def test_scattered_arrays_are_gathered(fleet: Fleet) -> None:
 
 async def test_sequences_are_gathered(fleet: Fleet) -> None:
     await sequences_are_gathered(fleet)
+
+
+@pytest.mark.objects
+@pytest.mark.parametrize("many", [7, 2])
+async def test_polars_tables_are_gathered(fleet: Fleet, many: int) -> None:
+    await polars_is_gathered(fleet, many)
 
 
 async def test_the_first_error_ends_the_others(fleet: Fleet, tmp_path: Path) -> None:

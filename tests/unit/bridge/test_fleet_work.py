@@ -331,6 +331,10 @@ async def sequences_are_gathered(fleet: Fleet) -> None:
 @pytest.mark.objects
 @pytest.mark.parametrize("many", [7, 2, 0])
 async def test_gather_gives_the_polars_table_that_was_scattered(fleet: Fleet, many: int) -> None:
+    await polars_is_gathered(fleet, many)
+
+
+async def polars_is_gathered(fleet: Fleet, many: int) -> None:
     import polars as pl
 
     frame = pl.DataFrame(
