@@ -330,7 +330,7 @@ class Bridge(WorkMethods):
             raise ValueError("pull() needs at least one expression, e.g. pull('x')")
         objects: dict[str, Any] = {}
         texts = [expression_text(expression, self, objects) for expression in expressions]
-        source = self._objects_source(objects)
+        source = self._objects_source(objects, expressions)
         limit, trusted = checked_size(max_bytes), self._connection.trust.overridden(trust)
         is_async = any(map(awaits, texts))
         if is_async:

@@ -182,7 +182,14 @@ class CellMethods(BridgeBase):
         connection = self._connection
         return {Ref: reduce_ref, Callback: lambda one: one._reduce(connection)}
 
-    def _objects_source(self, objects: dict[str, Any]) -> PayloadSource | None:
+    def _objects_source(
+        self, objects: dict[str, Any], expressions: Sequence[str | Ref]
+    ) -> PayloadSource | None:
         """Return the object that expressions send along: those that their refs carry, if any."""
         crossing = carried(objects)
-        return PayloadSource(crossing, crossing, refs=self._stand_ins) if crossing else None
+        if not crossing:
+            return None
+        parts = {f"expressions[{index}]": one for index, one in enumerate(expressions)}
+        if len(parts) == 1:
+            parts = {"the expression": expressions[0]}
+        return PayloadSource(crossing, parts, refs=self._stand_ins)

@@ -25,7 +25,6 @@ from typing import Any, Generic, Literal, TypeVar
 
 from bridgehead._bridge.arguments import is_coroutine_function, plain_function
 from bridgehead._bridge.bridge import Bridge
-from bridgehead._bridge.work import call_source
 from bridgehead._connection.async_items import BufferedItems, ItemBuffer
 from bridgehead._connection.mapping import Failed, MapRequest
 from bridgehead._errors import (
@@ -215,7 +214,8 @@ class MapWork(ItemBuffer):
         self._is_async = is_coroutine_function(function)
         if namespace:
             function = plain_function(function)
-        shared = call_source(SharedSource, _itself, ((function,),), {}, stand_ins, by_value)
+        values = (_itself, ((function,),), dict[str, Any]())
+        shared = SharedSource(values, {"the function": function}, by_value, stand_ins)
         self._workers = [Worker(bridge, shared) for bridge in bridges]
         self._tasks: set[asyncio.Task[None]] = set()
         self._again: deque[list[MapItem]] = deque()  # chunks to give out before any other
@@ -360,6 +360,7 @@ class MapWork(ItemBuffer):
             worker.bridge._connection,
             expression_of(function, worker.bridge),
             [item.args for item in items],
+            items[0].index,
             is_async=self._is_async,
             goes_on=self._goes_on,
             namespace=self._namespace,

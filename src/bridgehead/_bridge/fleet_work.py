@@ -255,7 +255,10 @@ class FleetWork(FleetBase):
         check_now(now)
         limit = checked_size(options["max_bytes"])
         sources = [
-            PayloadSource(objects, objects, options["by_value"], self._stand_ins, limit, data)
+            # With the whole sequence, the path in an error is one in what the caller gave.
+            PayloadSource(
+                objects, {name: sequence}, options["by_value"], self._stand_ins, limit, data
+            )
             for objects in [checked_objects({name: part}, {}) for part in parts]
         ]
         with reporting(progress, "scatter") as report, self._turns(now=now) as turns:

@@ -25,7 +25,7 @@ from bridgehead._connection.callbacks import Callback
 from bridgehead._connection.iteration import Iteration
 from bridgehead._connection.tasks import RemoteTask
 from bridgehead._protocol import payload as _payload
-from bridgehead._protocol.ref import Ref
+from bridgehead._protocol.ref import Ref, shown
 from bridgehead._transports.messages import Message
 
 T = TypeVar("T")
@@ -82,14 +82,14 @@ class WorkMethods(CellMethods):
             objects: dict[str, Any] = {}
             name = expression_text(source, self, objects)
             call.fields["expressions"] = [name]
-            call.source = self._objects_source(objects)
+            call.source = self._objects_source(objects, [source])
 
         item = f"an item of {name}"
 
         async def decode(frames: list[memoryview], count: int) -> tuple[Any, ...]:
             return _payload.check_values(await trust.open(frames, *[item] * count), count)
 
-        items = Iteration(connection, call, decode, name)
+        items = Iteration(connection, call, decode, shown(name))
         items.owner, items.source = self, source
         return items
 

@@ -51,6 +51,7 @@ class MapRequest:
         connection: Connection,
         function: str,
         items: list[tuple[Any, ...]],
+        index: int,
         *,
         is_async: bool,
         goes_on: bool,
@@ -59,11 +60,13 @@ class MapRequest:
     ) -> None:
         """Take an expression of the function, and the arguments of each item.
 
+        ``index`` is that of the first item, for the error message of one that cannot be pickled.
+
         With ``goes_on`` an item that raises does not keep the next one from being begun.
         """
         self._connection, self._count, self._is_async = connection, len(items), is_async
         self.nbytes: int = 0
-        parts = {"the items": items} if len(items) != 1 else {"the item": items[0]}
+        parts = {"the items": items} if len(items) != 1 else {f"the item {index}": items[0]}
         source = _payload.PayloadSource((items,), parts, refs=stand_ins)
         fields = {
             "expressions": [function],

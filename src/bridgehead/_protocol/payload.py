@@ -24,6 +24,7 @@ from bridgehead._errors import (
     ProtocolError,
     UntrustedPayload,
 )
+from bridgehead._protocol import ref as _ref
 from bridgehead._protocol.raising import too_large
 from bridgehead._protocol.spelling import spelled
 from bridgehead._shipped import reducers as _reducers  # noqa: F401 - they fill a table
@@ -271,7 +272,7 @@ def encode(
         except Exception as error:
             if wrong is not None:
                 raise wrong from None
-            path, why = _find_unpicklable_part(parts, error)
+            path, why = _find_unpicklable_part(parts, error, refs)
             raise EncodeError(f"{path} cannot be pickled: {reason(why)}", path=path) from error
     return Payload(frames, carries_code, used)
 
@@ -321,13 +322,19 @@ def _find_refused_part(parts: Mapping[str, Any], error: WireError) -> tuple[str,
     return ", ".join(parts), error
 
 
-def _find_unpicklable_part(parts: Mapping[str, Any], error: Exception) -> tuple[str, BaseException]:
+def _find_unpicklable_part(
+    parts: Mapping[str, Any], error: Exception, refs: Mapping[type, Callable[[Any], Any]] | None
+) -> tuple[str, BaseException]:
     for name, part in parts.items():
         try:
-            pickling.encode(part)
+            pickling.encode(part, refs)
         except Exception:  # noqa: BLE001 - whatever it raises, this part is the cause
-            return pickling.find_unpicklable(part, name)
+            return pickling.find_unpicklable(part, name, refs, _children)
     return ", ".join(parts), error
+
+
+def _children(value: Any) -> Iterator[tuple[str, Any]]:
+    return _ref.parts(value) if type(value) is _ref.Ref else pickling.children(value)
 
 
 def check_payload(

@@ -14,7 +14,7 @@ import itertools
 import operator
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from bridgehead._errors import NameNotFound, RemoteError
@@ -23,6 +23,8 @@ from bridgehead._shipped.wire.header import KEPT
 
 _LITERALS = (bool, int, float, complex, str, bytes, type(None), type(...))
 _numbers = itertools.count(1)  # of the objects in refs: refs of any origin can be combined
+_ARGUMENT = "_bridgehead_argument_"  # how the names of these objects in expressions begin
+_argument_name = re.compile(_ARGUMENT + r"\d+")
 _kept_name = re.compile(KEPT + r"(\w{4})\w*")
 
 
@@ -191,11 +193,11 @@ class Ref:
         return self._expression
 
     def __repr__(self) -> str:
-        return f"<Ref {line(_shown(self))}>"
+        return f"<Ref {line(shown(self._expression))}>"
 
     # IPython looks for this on the class, and ``__getattr__`` refuses such names.
     def _repr_html_(self) -> str:
-        return heading("Ref", _shown(self))
+        return heading("Ref", shown(self._expression))
 
 
 def _call(ref: Ref, function: Callable[..., Any], *args: Any) -> Any:
@@ -210,9 +212,9 @@ def _call(ref: Ref, function: Callable[..., Any], *args: Any) -> Any:
     return ref._bridge.call(function, ref, *args)
 
 
-def _shown(ref: Ref) -> str:
-    """Return the expression of a ref, with short names for objects that have none."""
-    return _kept_name.sub(r"kept_\1", ref._expression)
+def shown(expression: str) -> str:
+    """Return an expression, with short names for objects that have none in the kernel."""
+    return _argument_name.sub("…", _kept_name.sub(r"kept_\1", expression))
 
 
 def _kept(ref: Ref) -> Kept:
@@ -237,6 +239,50 @@ def free(ref: Ref) -> None:
 def carried(objects: dict[str, Any]) -> dict[str, Any]:
     """Return those of a ref's objects that cross with a request: not what the kernel keeps."""
     return {name: value for name, value in objects.items() if type(value) is not Kept}
+
+
+def parts(ref: Ref) -> Iterator[tuple[str, Any]]:
+    """Yield the objects that cross with a ref, each with what it is in the ref's expression.
+
+    That is a suffix of a path, as those of ``pickling.children``: `` (argument 0 of f)``.
+    """
+    objects = carried(ref._objects)
+
+    def walk(node: ast.AST, path: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(node, ast.Name) and node.id in objects:
+            yield path, objects[node.id]
+        for suffix, child in _places(node):
+            yield from walk(child, path + suffix)
+
+    try:
+        yield from walk(ast.parse(ref._expression, mode="eval"), "")
+    except (SyntaxError, RecursionError, MemoryError):  # it is nested too deeply for the parser
+        return
+
+
+def _places(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    """Yield the parts of an expression, each with its suffix to the path."""
+    if isinstance(node, ast.Call):
+        yield "", node.func
+        name = line(shown(ast.unparse(node.func)))
+        for index, argument in enumerate(node.args):
+            yield f" (argument {index} of {name})", argument
+        for keyword in node.keywords:
+            yield f" (argument {keyword.arg} of {name})", keyword.value
+    elif isinstance(node, ast.Subscript):
+        yield "", node.value
+        yield f" (key of {line(shown(ast.unparse(node.value)))})", node.slice
+    elif isinstance(node, (ast.List, ast.Tuple)):
+        yield from ((f"[{index}]", item) for index, item in enumerate(node.elts))
+    elif isinstance(node, ast.Set):
+        yield from (("{…}", item) for item in node.elts)
+    elif isinstance(node, ast.Dict):
+        for key, item in zip(node.keys, node.values, strict=True):
+            if key is not None:
+                yield ".keys()", key
+                yield f"[{line(shown(ast.unparse(key)))}]", item
+    else:
+        yield from (("", child) for child in ast.iter_child_nodes(node))
 
 
 def primary(expression: str) -> str:
@@ -299,6 +345,6 @@ def render(value: Any, bridge: Any, objects: dict[str, Any]) -> str:
         return "{" + ", ".join(f"{part(k)}: {part(v)}" for k, v in value.items()) + "}"
     if type(value) is set and value:
         return "{" + ", ".join(map(part, value)) + "}"
-    name = f"_bridgehead_argument_{next(_numbers)}"
+    name = f"{_ARGUMENT}{next(_numbers)}"
     objects[name] = value
     return name

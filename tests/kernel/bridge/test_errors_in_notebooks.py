@@ -117,13 +117,70 @@ async def test_the_users_own_functions_are_shown(notebook: Notebook) -> None:
     assert shown.endswith("NameNotFound: 'nothing' is not defined in the kernel")
 
 
-@pytest.mark.parametrize("call", ["await bridge.push", "kernel.push"])
-async def test_what_cannot_be_pickled_is_named(notebook: Notebook, call: str) -> None:
-    shown = await notebook.fails(f"config = {{'lock': [threading.Lock()]}}\n{call}(config=config)")
-    assert f"----> 2 {call}(config=config)" in shown
+UNPICKLABLE = {  # a line, and the path that its error names
+    "kernel.push(config=config)": "config",
+    "kernel['config'] = config": "config",
+    "kernel.push(first=kernel.ref('len'), config=config)": "config",
+    "kernel.push(first=kernel.callback(print), config=config)": "config",
+    "kernel.run('1', push={'config': config})": "config",
+    "kernel.call(len, config)": "args[0]",
+    "kernel.call(dict, first=kernel.ref('len'), second=config)": "kwargs['second']",
+    "kernel.call(lambda: config)": "the function (global: config)",
+    "await bridge.submit(len, bridge.callback(print), config)": "args[1]",
+    "kernel.submit(len, config).result()": "args[0]",
+    "list(kernel.iterate(len, config))": "args[0]",
+    "list(kernel.iterate(kernel.ref('len')(config)))": "the expression (argument 0 of len)",
+    "kernel.ref('len')(config).pull()": "the expression (argument 0 of len)",
+    "kernel.pull('1', kernel.ref('d').get(1, [config]).get(2))": (
+        "expressions[1] (argument 1 of d.get)[0]"
+    ),
+    "kernel.pull(kernel.ref('f')(lambda: 1), kernel.ref('f')({'a': config}, key=1))": (
+        "expressions[1] (argument 0 of f)['a']"
+    ),
+    "kernel.ref('sorted')([], key=config).pull()": "the expression (argument key of sorted)",
+    "kernel.ref('d')[config].pull()": "the expression (key of d)",
+    "kernel.call(len, [kernel.ref('len')(config)])": "args[0][0] (argument 0 of len)",
+    "kernel.push(first=kernel.ref('len')(kernel.ref('f')(config)))": (
+        "first (argument 0 of len) (argument 0 of f)"
+    ),
+    "list(kernels.map(repr, [1, 2, config, 3], chunksize=4))": "the item 2[0]",
+    "list(kernels.map(lambda item: config, [1, 2]))": "the function (global: config)",
+    "kernels.scatter('rows', [1, 2, config, 3])": "rows[2]",
+    "kernels.push(config=config)": "config",
+    "kernels.call(len, config)": "args[0]",
+}
+
+
+ASYNC = {
+    line.replace("kernel.", "await bridge.", 1).replace("kernel.", "bridge."): path
+    for line, path in UNPICKLABLE.items()
+    if line.startswith("kernel.") and not line.startswith("kernel.submit")
+}
+
+
+@pytest.mark.parametrize(("line", "path"), [*UNPICKLABLE.items(), *ASYNC.items()])
+async def test_what_cannot_be_pickled_is_named(notebook: Notebook, line: str, path: str) -> None:
+    shown = await notebook.fails(f"config = {{'lock': [threading.Lock()]}}\n{line}")
+    assert f"----> 2 {line}" in shown
     assert shown.count(", line ") == 1
-    assert "EncodeError: config['lock'][0] cannot be pickled: TypeError: " in shown
+    assert f"EncodeError: {path}['lock'][0] cannot be pickled: TypeError: " in shown
     assert "The above exception" not in shown
+    assert "_bridgehead_" not in shown
+
+
+async def test_a_callbacks_argument_and_a_handoff_that_cannot_be_pickled_are_named(
+    notebook: Notebook,
+) -> None:
+    """These objects are the kernel's: it pickles them, and its error names them."""
+    await notebook.own.run("kernel.run('import threading; config = {1: threading.Lock()}')")
+    shown = await notebook.fails("kernel.handoff('config', to=kernels[0])")
+    assert "----> 1 kernel.handoff('config', to=kernels[0])" in shown
+    assert "config[1] cannot be pickled: TypeError: " in shown
+    work = "lambda report: report(config)"
+    shown = await notebook.fails(f"kernel.call({work}, kernel.callback(print), namespace=True)")
+    assert "----> 1 kernel.call(" in shown
+    assert "arguments[0][1] cannot be pickled: TypeError: " in shown
+    assert "_bridgehead_" not in shown
 
 
 async def test_the_class_of_the_exception_does_not_catch_it(notebook: Notebook) -> None:

@@ -429,7 +429,7 @@ WRONG_GROUPS = [
 def map_request(bridge: Bridge) -> MapRequest:
     items = [(number,) for number in range(9)]
     options: Any = {"is_async": False, "goes_on": False, "namespace": False, "stand_ins": {}}
-    return MapRequest(bridge._connection, "abs", items, **options)
+    return MapRequest(bridge._connection, "abs", items, 0, **options)
 
 
 @pytest.mark.parametrize("groups", WRONG_GROUPS)

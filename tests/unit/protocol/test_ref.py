@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bridgehead import Bridge, Fleet, Ref, RemoteError, SyncBridge
-from bridgehead._protocol.ref import primary, render
+from bridgehead._protocol.ref import parts, primary, render
 
 
 async def test_nothing_is_sent_until_a_ref_is_pulled(loopback: Bridge) -> None:
@@ -104,6 +104,31 @@ async def test_a_ref_carries_the_objects_of_the_refs_that_it_is_made_of(loopback
     assert [*loopback.ref(whole)._objects.values()] == [first, second, len]  # type: ignore[arg-type]
     assert len({*whole._objects}) == 3
     assert not loopback.ref("f")._objects
+
+
+@pytest.mark.parametrize(
+    ("make", "path"),
+    [
+        (lambda ref: ref({OBJECT}), " (argument 0 of x){…}"),
+        (lambda ref: ref({OBJECT: 1}), " (argument 0 of x).keys()"),
+        (lambda ref: ref.m(1)[OBJECT:].n, " (key of x.m(1)) (argument 0 of slice)"),
+        (lambda ref: ref(ref(OBJECT), 1), " (argument 0 of x) (argument 0 of x)"),
+        (lambda ref: ref[0, (1, [OBJECT])], " (key of x)[1][1][0]"),
+    ],
+)
+async def test_an_object_in_a_ref_is_named_by_its_place(
+    loopback: Bridge, make: Callable[[Ref], Ref], path: str
+) -> None:
+    assert [*parts(make(loopback.ref("x")))] == [(path, OBJECT)]
+    assert "_bridgehead_" not in repr(make(loopback.ref("x")))
+    assert "_bridgehead_" not in repr(loopback.iterate(make(loopback.ref("x"))))
+
+
+async def test_an_object_in_a_ref_that_is_too_deep_is_not_named(loopback: Bridge) -> None:
+    deep: list[object] = [OBJECT]
+    for _ in range(300):
+        deep = [deep]
+    assert [*parts(loopback.ref("x")(deep))] == []
 
 
 async def test_a_watch_refuses_a_ref_that_carries_objects(loopback: Bridge) -> None:

@@ -372,17 +372,28 @@ def decode(frames: Sequence[Buffer], stands_for: Mapping[str, Any] | None = None
     return value
 
 
-def find_unpicklable(value: Any, path: str) -> tuple[str, BaseException]:
+def children(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the parts of a value that pickling reaches, each with its suffix to the path."""
+    try:
+        yield from _children(value)
+    except Exception:  # code of the value's class, such as a property ``__class__``
+        return
+
+
+def find_unpicklable(
+    value: Any, path: str, refs: Any = None, parts_of: Any = children
+) -> tuple[str, BaseException]:
     """Return the path to the part of ``value`` that cannot be pickled, and its error.
 
     The path is an expression such as ``config['lock']``. The search goes into containers,
     attributes and closures, each time into the first child that fails by itself. It does not look
-    into a child that can be pickled.
+    into a child that can be pickled. ``refs`` is as in ``encode``; ``parts_of`` is ``children``, or
+    a function that knows the parts of references, too.
     """
 
     def fails(part: Any) -> BaseException | None:
         try:
-            encode(part)
+            encode(part, refs)
         except Exception as error:
             return error
         return None
@@ -391,7 +402,7 @@ def find_unpicklable(value: Any, path: str) -> tuple[str, BaseException]:
     above = [value]  # kept alive, so that no id is used again
     # A value nested too deeply is reported as a whole (cloudpickle wraps the RecursionError).
     while not isinstance(error.__cause__ or error, RecursionError):
-        for suffix, child in children(above[-1]):
+        for suffix, child in parts_of(above[-1]):
             if any(child is part for part in above):
                 continue
             found = fails(child)
@@ -405,14 +416,6 @@ def find_unpicklable(value: Any, path: str) -> tuple[str, BaseException]:
 
 
 _REDUCERS = ("__reduce__", "__reduce_ex__")
-
-
-def children(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the parts of a value that pickling reaches, each with its suffix to the path."""
-    try:
-        yield from _children(value)
-    except Exception:  # code of the value's class, such as a property ``__class__``
-        return
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
