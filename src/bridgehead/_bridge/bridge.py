@@ -31,6 +31,7 @@ from bridgehead._bridge.work_methods import WorkMethods
 from bridgehead._connection.call import Call, Deadline
 from bridgehead._connection.handoff import Handoff
 from bridgehead._connection.queue import Turn
+from bridgehead._connection.records import recorded
 from bridgehead._connection.tasks import coroutine_response
 from bridgehead._connection.trust import Trust, TrustName, check_trust
 from bridgehead._connection.watch import Watch
@@ -344,6 +345,7 @@ class Bridge(WorkMethods):
         fields = {"expressions": texts, **trusted.fields()}
         operation = "start" if is_async else "fetch"
         call = Call(operation, source, fields=fields, now=now, limit=limit, report=report)
+        call.method = "pull"
         return call, trusted
 
     async def _pulled(self, call: Call, timeout: float | None = None) -> _response.Response:
@@ -793,11 +795,16 @@ class Bridge(WorkMethods):
         self._connection.check_caller()
         if self.state == "closed":
             self._transport.life.check()
-        async with Deadline(timeout, "restart", self._transport):
-            await self._transport.restart(timeout)
-            with self._connection.reporting_restart():
-                await self._connection.remote.install()
-            self._connection.remote.restart_reported()
+        call = Call("restart", request="no id")
+        async with Deadline(timeout, "restart", self._transport, call):
+            work = self._restart(timeout)
+            await recorded(self._transport, call, work, lambda _: "done", lambda: "not done")
+
+    async def _restart(self, timeout: float) -> None:
+        await self._transport.restart(timeout)
+        with self._connection.reporting_restart():
+            await self._connection.remote.install()
+        self._connection.remote.restart_reported()
 
 
 def _transfer(

@@ -275,6 +275,7 @@ class WorkMethods(CellMethods):
         return self._task(work)
 
     def _task(self, work: FunctionWork) -> RemoteTask[Any]:
+        work.call.method = "submit"
         return RemoteTask(self._connection, work.call, work.do_in, work.name)
 
     def _work(self, *work: Any, **options: Any) -> FunctionWork:

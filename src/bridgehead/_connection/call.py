@@ -19,7 +19,14 @@ from bridgehead._protocol.request import OutputHandler
 from bridgehead._transports.base import Transport
 
 # The public method for each operation, for messages to the user.
-PUBLIC_NAMES = {"bind": "push", "fetch": "pull", "drop": "delete", "has": "exists"}
+PUBLIC_NAMES = {
+    "bind": "push",
+    "fetch": "pull",
+    "drop": "delete",
+    "has": "exists",
+    "start": "call",
+    "advance": "iterate",
+}
 
 
 def check_seconds(seconds: object) -> None:
@@ -116,6 +123,7 @@ class Call:
             before a caller knows of the restart; the caller's next other call reports it.
         request: the id of its request, once there is one.
         scope: its deadline, if it has one.
+        method: which method the caller used, where ``operation`` does not say it.
     """
 
     operation: str
@@ -135,6 +143,12 @@ class Call:
     any_process: bool = False
     request: str = ""
     scope: asyncio.Timeout | None = None
+    method: str = ""
+
+    @property
+    def public_name(self) -> str:
+        """What its caller knows it as."""
+        return self.method or PUBLIC_NAMES.get(self.operation, self.operation)
 
     @property
     def was_sent(self) -> bool:

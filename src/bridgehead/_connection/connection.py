@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Coroutine, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
-from bridgehead._connection.call import PUBLIC_NAMES, Call, Deadline
+from bridgehead._connection.call import Call, Deadline
 from bridgehead._connection.installation import Installation
 from bridgehead._connection.interrupts import Interrupts
 from bridgehead._connection.outputs import OutputListener
@@ -87,8 +87,7 @@ class Connection:
 
         The caller may have taken the ``turn`` before.
         """
-        name = PUBLIC_NAMES.get(call.operation, call.operation)
-        async with Deadline(timeout, name, self.transport, call):
+        async with Deadline(timeout, call.public_name, self.transport, call):
             with turn or self.turn(now=call.now) as taken:
                 return await self.do(call, taken)
 

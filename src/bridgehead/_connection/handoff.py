@@ -97,6 +97,7 @@ class Handoff:
 
         unread = self._passes_segment
         call = Call("fetch", fields=fields, limit=self.limit, report=report, unread=unread)
+        call.method = "handoff"
         with _naming("source", self.source):
             try:
                 async with self._deadline(self.source, call):
@@ -117,6 +118,7 @@ class Handoff:
 
         fields = {"names": self.names, "opens": "data" if self.data else None}
         call = Call("bind", payload=payload, fields=fields, report=report)
+        call.method = "handoff"
         with _naming("target", self.target):
             try:
                 async with self._deadline(self.target, call):

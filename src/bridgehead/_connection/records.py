@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from bridgehead._connection.call import PUBLIC_NAMES, Call
+from bridgehead._connection.call import Call
 from bridgehead._transports.base import Transport
 
 T = TypeVar("T")
@@ -67,10 +67,9 @@ def recorded(
             return returned
         finally:
             milliseconds = 1000 * (time.perf_counter() - started)
-            operation = PUBLIC_NAMES.get(call.operation, call.operation)
             identity = call.request or "not sent"
             form = "%s: %s (%s): %s in %.1f ms"
-            log.debug(form, transport.life.name, operation, identity, text, milliseconds)
+            log.debug(form, transport.life.name, call.public_name, identity, text, milliseconds)
 
     return recorded_work()
 

@@ -145,7 +145,8 @@ class Transport(ABC):
         try:
             await asyncio.shield(shared)
         except asyncio.CancelledError:
-            self.life.check()  # the transport may have been closed, which cancels its tasks
+            if self.life.state == "closed":  # that cancels the transport's tasks
+                self.life.check()
             raise
 
     async def until_replied(self, ask: Callable[[], Awaitable[T]], losses: int = LOSSES) -> T:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
 import signal
 import threading
+from collections.abc import AsyncIterator
 
 import pytest
 
-from bridgehead import Bridge, EncodeError, KernelDied, RemoteError, TransportError
+from bridgehead import (
+    Bridge,
+    EncodeError,
+    KernelDied,
+    KernelNotFound,
+    NameNotFound,
+    RemoteError,
+    TransportError,
+)
 
 SECRET = "correct horse"
 
@@ -50,6 +60,88 @@ async def test_each_operation_is_recorded_without_its_values(
         assert re.fullmatch(whole, message), message
     assert SECRET not in caplog.text
     assert "hidden" not in caplog.text
+
+
+@pytest.fixture
+async def other() -> AsyncIterator[Bridge]:
+    async with Bridge.launch() as bridge:
+        yield bridge
+
+
+async def test_work_names_and_watches_are_recorded_without_their_values(
+    live: Bridge, other: Bridge, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each under the name of its method."""
+    await live.push(hidden=[SECRET])
+    caplog.set_level(logging.DEBUG, "bridgehead")
+
+    async def slept(text: str) -> str:
+        await asyncio.sleep(0)
+        return text
+
+    await live.call(len, SECRET)
+    await live.call(slept, SECRET)
+    with pytest.raises(RemoteError):
+        await live.call(int, SECRET)
+    await live.submit(str.upper, SECRET)
+    await live.submit(slept, SECRET)
+    await live.pull(live.ref("hidden").count(SECRET))
+    await live.pull("await __import__('asyncio').sleep(0, 'correct horse')")
+    async with live.iterate("hidden") as items:
+        assert [item async for item in items] == [SECRET]
+    async with live.iterate(list, SECRET) as items:
+        assert "".join([item async for item in items]) == SECRET
+    assert await anext(live.watch("hidden + ['correct horse']"))
+    assert await anext(live.watch_names("hid*"))
+    await live.names("hidden")
+    await live.exists("hidden")
+    with pytest.raises(NameNotFound):
+        await live.delete("hidden", "hidden_too")
+    await live.handoff("hidden", to=other)
+    await live.delete("hidden")
+    first = live.info.pid
+    await live.restart()
+    bytes_, lane = r"(\d+) bytes sent, (\d+) received", "lane direct"
+    form = rf"kernel (\d+): (\w+) \(([\w-]+|no id)\): (\w+, )?({bytes_}, {lane}|done) in [\d.]+ ms"
+    messages = [one.getMessage() for one in caplog.records if one.levelno == logging.DEBUG]
+    found = [re.fullmatch(form, message) for message in messages]
+    assert all(found), messages
+    seen = [f"{one[2]} {one[4] or ''}".strip() for one in found if one]
+    assert [*dict.fromkeys(seen)] == [
+        *("call", "call RemoteError,", "submit", "pull", "iterate", "watch", "watch_names"),
+        *("names", "exists", "delete NameNotFound,", "handoff", "delete", "restart"),
+    ]
+    counts = {"call": 2, "call RemoteError,": 1, "submit": 2, "pull": 2, "exists": 1, "restart": 1}
+    assert {name: seen.count(name) for name in counts} == counts
+    sent, received = [one for one in found if one and one[2] == "handoff"]
+    assert (sent[1], received[1]) == (str(first), str(other.info.pid))
+    assert (int(sent[7]), int(received[7])) == (int(received[6]), 0)
+    assert re.fullmatch(rf"kernel {live.info.pid}: restart \(no id\): done in .*", messages[-1])
+    assert SECRET not in caplog.text
+    assert "hidden" not in caplog.text
+
+
+async def test_a_restart_that_ends_early_is_recorded(
+    live: Bridge, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A deadline and a cancel end it as they end other operations; the next one succeeds."""
+    caplog.set_level(logging.DEBUG, "bridgehead")
+    with pytest.raises(TimeoutError):
+        await live.restart(timeout=0.001)
+    with contextlib.suppress(KernelNotFound):  # it may share the restart with that deadline
+        await live.restart()
+    restart = asyncio.ensure_future(live.restart())
+    while live.state != "restarting":
+        await asyncio.sleep(0)
+    restart.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await restart
+    await live.restart()
+    assert await live.pull("1") == 1
+    form = r"kernel \d+: restart \(no id\): (.*) in [\d.]+ ms"
+    ends = [found[1] for message in caplog.messages if (found := re.fullmatch(form, message))]
+    assert ends[0] == "TimeoutError, not done"
+    assert ends[-2:] == ["CancelledError, not done", "done"]
 
 
 async def test_a_cancelled_operation_is_recorded(
