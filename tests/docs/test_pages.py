@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
-from support.pages import PAGES, SITE, Block, blocks, run_cells, run_program, run_tests
+from support.pages import PAGES, ROOT, SITE, Block, blocks, run_cells, run_program, run_tests
 
 pytestmark = pytest.mark.docs
 
@@ -25,6 +26,52 @@ CELLS = {
     for page, found in BLOCKS.items()
     if (cells := [block for block in found if block.kind == "cell"])
 }
+
+
+# Each block ``python notest``, by its page and a part of it: why it does not run as it is, and the
+# test of what it shows, if there is one.
+NOT_RUN = {
+    ("explanation/many_machines.md", "numpy.load(where"): (
+        "its fleet has hundreds of engines, and storage that all of them see",
+        "",
+    ),
+    ("guides/jupyterhub.md", "start_server=True, timeout=300"): (
+        "its Hub is at hub.example.com",
+        "servers/test_hub.py::test_the_programs_of_the_guide_print_what_it_says",
+    ),
+    ("guides/jupyterhub.md", 'for user in ("ada", "bea")'): (
+        "its Hub is at hub.example.com",
+        "servers/test_hub.py::test_the_programs_of_the_guide_print_what_it_says",
+    ),
+    ("guides/kernels_and_servers.md", 'url = "http://127.0.0.1:8888'): (
+        "its server has a token that varies",
+        "servers/test_servers.py::test_the_token_is_in_no_address",
+    ),
+    ("guides/panel.md", 'SyncBridge.attach("score.ipynb")'): (
+        "its two notebooks are open in JupyterLab",
+        "servers/test_panel.py::test_names_are_sorted_searched_previewed_moved_and_deleted",
+    ),
+    ("guides/ssh.md", "kernel-1234.json"): (
+        "its kernel is on another machine",
+        "elsewhere/test_forwarding.py::test_the_command_of_the_page_forwards_the_kernel",
+    ),
+}
+
+
+def test_each_block_that_does_not_run_has_a_reason() -> None:
+    found = [
+        (str(page.relative_to(SITE)), token.content)
+        for page in PAGES
+        for token in MarkdownIt().parse(page.read_text())
+        if token.type == "fence" and token.info.startswith("python") and token.info != "python"
+    ]
+    keys = [[key for key in NOT_RUN if key[0] == page and key[1] in code] for page, code in found]
+    assert all(len(matching) == 1 for matching in keys), [*zip(found, keys, strict=True)]
+    assert sorted(key for [key] in keys) == sorted(NOT_RUN)
+    for reason, test in NOT_RUN.values():
+        assert reason
+        file, _, name = test.partition("::")
+        assert not test or f"def {name}(" in (ROOT / "tests" / file).read_text(), test
 
 
 @pytest.mark.parametrize("block", ALONE.values(), ids=ALONE)

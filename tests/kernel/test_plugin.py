@@ -5,6 +5,7 @@ Rule: each test starts pytest in another process and folder, as a user does.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,24 @@ def test_the_fixtures_work_with_pytest_asyncio(tmp_path: Path, mode: str) -> Non
 def test_the_example_of_the_page_passes(tmp_path: Path) -> None:
     output = pytest_ran(tmp_path, PAGE.read_text().split("```python\n")[1].split("```")[0])
     assert "2 passed" in output, output
+
+
+def test_the_settings_of_the_page_replace_the_marks_of_its_example(tmp_path: Path) -> None:
+    page = PAGE.read_text()
+    (settings,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "pyproject.toml").write_text(settings)
+    (example,) = re.findall(r"```python\n([^`]*loop_scope=\"module\"[^`]*)```", page)
+    text = re.sub(
+        r"^pytestmark = .*\n|\(?loop_scope=\"module\"\)|, loop_scope=\"module\"",
+        "",
+        example,
+        flags=re.M,
+    )
+    assert "loop_scope" not in text
+    output = pytest_ran(tmp_path, text)
+    assert "2 passed" in output, output
+    (tmp_path / "pyproject.toml").unlink()
+    assert "2 passed" not in pytest_ran(tmp_path, text)
 
 
 @pytest.mark.slow

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import re
 import subprocess
 import sys
+import tomllib
 from types import FunctionType, MethodType
+from typing import Any
 
 import pytest
 
 import bridgehead
+from support.pages import ROOT, SITE
 
 
 def test_every_public_name_is_defined() -> None:
@@ -64,3 +69,40 @@ def test_the_package_runs_as_the_command_line() -> None:
     ran = subprocess.run(command, check=True, capture_output=True, text=True)
     assert ran.stdout == f"bridgehead {bridgehead.__version__}\n"
     assert ran.stderr == ""
+
+
+def project() -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return found
+
+
+def test_the_tests_run_on_each_python_of_the_classifiers() -> None:
+    [matrix] = re.findall(r"python: (\[.*\])", (ROOT / ".github/workflows/ci.yml").read_text())
+    claimed = [
+        one for name in project()["classifiers"] if (one := name.split(" :: ")[-1])[:2] == "3."
+    ]
+    assert claimed
+    assert set(claimed) <= set(json.loads(matrix))
+    assert claimed[0] == project()["requires-python"].removeprefix(">=")
+
+
+def test_the_page_describes_each_extra() -> None:
+    """Its table has what each brings; extras for work on bridgehead itself are named below it."""
+    page = (SITE / "guides/install.md").read_text()
+    extras = {name: names(wanted) for name, wanted in project()["optional-dependencies"].items()}
+    rows = re.findall(r"^\| `?(\w+)`? \| (.*?) \|", page, re.MULTILINE)
+    brings = {name: set(re.findall(r"[a-z_]+", text)) for name, text in rows if name != "extra"}
+    assert brings.pop("none") == names(project()["dependencies"])
+    table = [name for name in brings if name not in ("all", "bench")]
+    assert {name: brings[name] for name in table} == {name: extras[name] for name in table}
+    assert extras["all"] == {f"bridgehead[{','.join(sorted(table))}]", "numpy", "pandas"}
+    assert "| `all` | all of the above, numpy and pandas |" in page
+    assert extras["bench"] == {"bridgehead[cli]", "matplotlib", "numpy", "pandas"}
+    assert "| `bench` | the extra `cli`, matplotlib, numpy, pandas |" in page
+    assert {*extras} == {*brings, "docs", "peers", "test"}
+    assert "`docs`, `peers` and `test` are for work on bridgehead itself" in page
+
+
+def names(requirements: list[str]) -> set[str]:
+    """Return what requirements name, without versions."""
+    return {re.split("[>;= ]", one)[0] for one in requirements}

@@ -18,10 +18,12 @@ from bridgehead import (
     EncodeError,
     KernelDied,
     KernelNotFound,
+    KernelUnresponsive,
     NameNotFound,
     RemoteError,
     TransportError,
 )
+from support.kit import stopped
 
 SECRET = "correct horse"
 
@@ -204,6 +206,21 @@ async def test_the_life_of_a_kernel_is_recorded(caplog: pytest.LogCaptureFixture
     ]
     assert re.search("(?s)" + ".*".join(events), text), text
     assert SECRET not in text
+
+
+@pytest.mark.timings(silence=1.0)
+async def test_a_kernel_that_is_stopped_for_a_while_is_recorded(
+    live: Bridge, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "bridgehead")
+    with stopped(live), pytest.raises(KernelUnresponsive):
+        await live.pull("1")
+    async with asyncio.timeout(60):
+        while live.state == "unresponsive":
+            await asyncio.sleep(0.01)
+    assert await live.pull("1") == 1
+    name = f"kernel {live.info.pid}"
+    assert caplog.messages == [f"{name}: unresponsive", f"{name}: responsive again"]
 
 
 async def test_an_error_that_a_user_gets_has_a_public_class() -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -138,11 +140,100 @@ async def test_ls_on_a_small_terminal(runtime: Path, alone: Bridge) -> None:
     assert "kernel-alone.json" in terminal.text
 
 
-def test_a_server_that_does_not_run_is_reported() -> None:
-    for command in (["ls"], ["pull", "1"], ["interrupt"]):
-        ran = bridgehead(*command, "--url", "http://127.0.0.1:1")
-        assert "no server answers" in ran.refused(3)
-        assert ran.err.count("\n") == 1
+@pytest.mark.skipif(sys.platform != "linux", reason="a local kernel is restarted with /proc")
+async def test_ls_shows_the_notebook_and_when_a_client_connected(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a client does after that is not known, as the help says."""
+    monkeypatch.setenv("JPY_SESSION_NAME", "/books/train.ipynb")
+    file = runtime / "kernel-book.json"
+
+    async def row() -> list[str]:
+        ran = await asyncio.to_thread(bridgehead, "ls", JUPYTER_RUNTIME_DIR=str(runtime))
+        head, _, one = (re.split(r"\s{2,}", line.strip()) for line in ran.out.splitlines())
+        assert head == ["state", "kernel", "pid", "memory", "used", "for", "where"]
+        return one
+
+    async with Bridge.launch(connection_file=file) as bridge:
+        monkeypatch.delenv("JPY_SESSION_NAME")
+        *_, used, book, where = await row()
+        assert re.fullmatch(r"\d+ (s|min)", used)
+        assert (book, where) == ("/books/train.ipynb", file.name)
+        long_ago = time.time() - 3 * 3600
+        os.utime(file, (long_ago, long_ago))
+        await bridge.pull("1")
+        assert (await row())[4] == "3 h"
+        begun = time.time()
+        async with Bridge.attach(file):
+            found = (await asyncio.to_thread(listed, runtime))["kernel-book"]
+        assert begun - 1 <= found["used"] <= time.time()
+
+
+URL = ("--url", "http://127.0.0.1:1")
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "handoff": ("x", "--to", "other"),
+    "interrupt": (),
+    "messages": (),
+    "names": (),
+    "pull": ("1",),
+    "push": ("x=x.json",),
+    "run": ("-c", "1"),
+    "watch": ("1",),
+}
+
+
+REFUSED = {"ended": "no kernel listens", "port": "no kernel listens", "url": "no server answers"}
+
+
+@pytest.mark.timings(listen_within=0.1)  # no other owner starts these kernels again
+@pytest.mark.parametrize("way", REFUSED)
+@pytest.mark.parametrize("command", COMMANDS)
+async def test_a_refused_connection_is_code_3_and_one_line(
+    command: str, way: str, tmp_path: Path, gone: dict[str, Path]
+) -> None:
+    """The kernel has ended, or nothing listens at the ports of its file, or at the server's."""
+    (tmp_path / "x.json").write_text("1")
+    arguments = [str(gone["port"]) if one == "other" else one for one in COMMANDS[command]]
+    where = URL if way == "url" else ("-e", gone[way])
+    ran = await asyncio.to_thread(bridgehead, command, *arguments, *where, cwd=tmp_path)
+    assert REFUSED[way] in ran.refused(3)
+    assert ran.err.count("\n") == 1, ran.err
+    assert ran.out == ""
+
+
+@pytest.mark.timings(listen_within=0.1)
+@pytest.mark.parametrize("way", REFUSED)
+async def test_doctor_reports_a_refused_connection(way: str, gone: dict[str, Path]) -> None:
+    where = URL if way == "url" else ("-e", str(gone[way]))
+    ran, report = await asyncio.to_thread(doctor, *where)
+    assert (ran.code, ran.err) == (3, "")
+    (lacking,) = [one["what"] for one in report["findings"] if one["kind"] == "lacking"]
+    assert REFUSED[way] in lacking
+
+
+@pytest.fixture(scope="module")
+async def gone() -> AsyncIterator[dict[str, Path]]:
+    """Give the connection files of kernels that do not run: on Unix sockets, and on ports."""
+    with tempfile.TemporaryDirectory(prefix="bh-gone-") as folder:
+        ended, port = Path(folder) / "kernel-ended.json", Path(folder) / "kernel-port.json"
+        async with Bridge.launch(connection_file=ended):
+            text = ended.read_text()
+        ports = dict.fromkeys(
+            ("shell_port", "control_port", "iopub_port", "stdin_port", "hb_port"), 1
+        )
+        tcp = {**json.loads(text), "transport": "tcp", "ip": "127.0.0.1", **ports}
+        for file, content in ((ended, text), (port, json.dumps(tcp))):
+            file.write_text(content)
+            file.chmod(0o600)
+        yield {"ended": ended, "port": port}
+
+
+@pytest.mark.parametrize("command", ["ls", "start", "stop", "restart"])
+def test_a_server_that_does_not_run_is_reported(command: str) -> None:
+    url = URL[1] if command in ("ls", "start") else f"{URL[1]}/api/kernels/{'0' * 32}"
+    ran = bridgehead(command, "--url", url)
+    assert "no server answers" in ran.refused(3)
+    assert ran.err.count("\n") == 1
 
 
 def test_each_server_that_does_not_answer_has_a_line(runtime: Path) -> None:

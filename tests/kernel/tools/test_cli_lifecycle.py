@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import select
+import shlex
 import signal
 import sys
 import tempfile
@@ -19,11 +21,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from bridgehead import Bridge, KernelRestarted, RemoteError
+from bridgehead import Bridge, KernelRestarted, RemoteError, SyncBridge
 from support.cli import PATIENCE, Ran, bridgehead, bridgehead_process, start_command
 from support.listing import listed
+from support.pages import README, SITE
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="stop and restart need /proc")
 SLEEPS = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(1000)"
@@ -97,6 +103,63 @@ def test_a_started_kernel_stays_until_it_is_stopped(
     assert (ran.code, ran.out) == (0, f"stopped {Path(file).name}, pid {process.pid}\n")
     assert process.has_ended()
     assert list(runtime.iterdir()) == []
+
+
+@linux
+def test_start_prints_the_connection_file_and_nothing_else(
+    runtime: Path, hold: Callable[[int], Held]
+) -> None:
+    ran = bridgehead_process("start", JUPYTER_RUNTIME_DIR=str(runtime))
+    (one,) = listed(runtime).values()
+    hold(one["pid"])
+    assert (ran.code, ran.out, ran.err) == (0, f"{one['where']}\n", "")
+    assert Path(one["where"]).parent == runtime
+    assert bridgehead("stop", "-e", one["where"], JUPYTER_RUNTIME_DIR=str(runtime)).code == 0
+
+
+ENDLESS = {"watch": "--count=1", "messages": "--timeout=0.5"}
+
+
+@linux
+@pytest.mark.parametrize(
+    "page", [README, SITE / "guides/command_line.md"], ids=lambda one: one.name
+)
+def test_the_commands_of_a_page_run_in_their_order(
+    page: Path, runtime: Path, hold: Callable[[int], Held], tmp_path: Path
+) -> None:
+    """In a folder with the files that they name, and with a kernel of that name to hand over to."""
+    (tmp_path / "train.csv").write_text("days,mass\n1,3\n2,5\n")
+    np.save(tmp_path / "w.npy", np.arange(3))
+    code = "result = train.assign(mass=train.mass * w[1:])\nhistory = [1.5]"
+    (tmp_path / "fit.py").write_text(code)
+    report = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("print(len(result))")])
+    nbformat.write(report, tmp_path / "report.ipynb")
+    (block,) = re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL)
+    env = {"JUPYTER_RUNTIME_DIR": str(runtime)}
+    printed = {}
+    with SyncBridge.launch(connection_file=runtime / "kernel-other.json") as other:
+        for line in block.splitlines():
+            _, program, name, *rest = shlex.split(line, comments=True)
+            assert program == "bridgehead"
+            rest += [ENDLESS[name]] if name in ENDLESS else []
+            ran = bridgehead_process(name, *rest, cwd=tmp_path, **env)
+            assert ran.code in ((0, 124) if name == "messages" else (0,)), (line, ran.err)
+            printed[name] = ran.out
+            if name == "start":
+                hold(listed(runtime)[Path(ran.out.strip()).stem]["pid"])
+            if name == "handoff":
+                assert other.pull("list(result['mass'])") == [3, 10]
+    assert pq.read_table(tmp_path / "result.parquet").column("mass").to_pylist() == [3, 10]
+    assert "kernel-other.json" in printed["ls"]
+    assert "direct" in printed["doctor"]
+    if "stop" in printed:
+        assert "1.5" in printed["watch"]
+        assert "train" in printed["names"]
+        assert "2" in (tmp_path / "out.ipynb").read_text()
+        assert printed["stop"].startswith("stopped ")
+        assert bridgehead("pull", "1", "-e", printed["start"].strip(), **env).code == 3
+    else:
+        assert bridgehead_process("stop", **env).code == 0
 
 
 @pytest.mark.slow
