@@ -96,7 +96,7 @@ async def check_headers(monkeypatch: pytest.MonkeyPatch, opening: Opening[Bridge
     monkeypatch.setattr(request, "header", written(request.header))
     monkeypatch.setattr(Lane, "message_header", written(Lane.message_header))
     monkeypatch.setattr(socket, "_parse_header", written(socket._parse_header))
-    async with opening as bridge:
+    async with asyncio.timeout(PATIENCE), opening as bridge:
         await every_operation(bridge)
     operations = {header.get("op") for header in made}
     assert operations >= {"bind", "fetch", "call", "has", "names", "drop", "batch", "stage"}
