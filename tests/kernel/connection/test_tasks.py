@@ -259,8 +259,25 @@ def spins_and_notes() -> None:
         raise
 
 
-async def test_on_timeout_interrupts_a_function_whose_caller_is_cancelled(bridge: Bridge) -> None:
-    call = asyncio.ensure_future(bridge.call(spins_and_notes, on_timeout="interrupt"))
+CELL_THAT_NOTES = """
+import time
+state = "runs"
+try: time.sleep(60)
+except KeyboardInterrupt:
+    state = "interrupted"
+    raise
+"""
+
+
+@pytest.mark.parametrize("what", ["call", "run"])
+async def test_on_timeout_interrupts_what_runs_for_a_caller_that_is_cancelled(
+    bridge: Bridge, what: str
+) -> None:
+    call: asyncio.Future[Any] = asyncio.ensure_future(
+        bridge.call(spins_and_notes, on_timeout="interrupt")
+        if what == "call"
+        else bridge.run(CELL_THAT_NOTES, on_timeout="interrupt")
+    )
     await until_is(bridge, "state", "runs", now=True)
     async with reported_within(5):
         call.cancel()
@@ -268,6 +285,45 @@ async def test_on_timeout_interrupts_a_function_whose_caller_is_cancelled(bridge
             await call
         await until_is(bridge, "state", "interrupted")
     await bridge.delete("state")
+
+
+def ends() -> None:
+    """Bind ``state`` to "begun", and to "ended" when ``go`` is bound."""
+    import time
+
+    from IPython import get_ipython
+
+    names = get_ipython().user_ns  # type: ignore[no-untyped-call]
+    names["state"] = "begun"
+    while "go" not in names:
+        time.sleep(0.01)
+    names["state"] = "ended"
+
+
+CELL_THAT_ENDS = """
+import time
+state = "begun"
+while "go" not in globals(): time.sleep(0.01)
+state = "ended"
+"""
+
+
+@pytest.mark.parametrize("what", ["call", "run"])
+async def test_what_runs_for_a_caller_that_is_cancelled_reaches_its_end(
+    bridge: Bridge, what: str
+) -> None:
+    """The default of ``on_timeout`` is "leave"."""
+    call: asyncio.Future[Any] = asyncio.ensure_future(
+        bridge.call(ends) if what == "call" else bridge.run(CELL_THAT_ENDS)
+    )
+    await until_is(bridge, "state", "begun", now=True)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert await bridge.pull("state", now=True) == "begun"
+    await bridge.push(go=1, now=True)
+    await until_is(bridge, "state", "ended")
+    await bridge.delete("go", "state")
 
 
 async def timed_out(bridge: Bridge, work: Callable[[float], Awaitable[object]]) -> None:
@@ -281,17 +337,6 @@ async def timed_out(bridge: Bridge, work: Callable[[float], Awaitable[object]]) 
 
 
 async def test_a_function_that_is_left_at_its_deadline_reaches_its_end(bridge: Bridge) -> None:
-    def ends() -> None:
-        import time
-
-        from IPython import get_ipython
-
-        names = get_ipython().user_ns  # type: ignore[no-untyped-call]
-        names["state"] = "begun"
-        while "go" not in names:
-            time.sleep(0.01)
-        names["state"] = "ended"
-
     await timed_out(bridge, lambda seconds: bridge.call(ends, timeout=seconds))
     assert await bridge.pull("state", now=True) == "begun"
     await bridge.push(go=1, now=True)

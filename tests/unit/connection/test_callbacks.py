@@ -287,19 +287,62 @@ async def test_a_call_waits_for_room(loopback: Bridge) -> None:
     assert report.dropped == 0
 
 
+# What waits for the kernel, which may wait for the callback.
+ASKS: dict[str, Callable[[Bridge], Any]] = {
+    "pull": lambda bridge: bridge.pull("1"),
+    "pull with await": lambda bridge: bridge.pull("await __import__('asyncio').sleep(0)"),
+    "run": lambda bridge: bridge.run("1"),
+    "call": lambda bridge: bridge.call(abs, 1),
+    "push": lambda bridge: bridge.push(y=1),
+    "names": lambda bridge: bridge.names(),
+    "exists": lambda bridge: bridge.exists("x"),
+    "delete": lambda bridge: bridge.delete("x"),
+    "ref": lambda bridge: bridge.ref("x").pull(),
+    "submit": lambda bridge: bridge.submit(abs, 1),
+    "submit of an async function": lambda bridge: bridge.submit(asyncio.sleep, 0),
+    "iteration": lambda bridge: anext(bridge.iterate("[1]")),
+    "watch": lambda bridge: anext(bridge.watch("x")),
+    "names of a watch": lambda bridge: anext(bridge.watch_names()),
+}
+
+
 async def test_a_callback_for_which_a_cell_may_wait_asks_with_now_only(loopback: Bridge) -> None:
-    outcomes: list[Any] = []
+    outcomes: dict[str, Any] = {}
 
     async def note() -> None:
-        for work in (loopback.pull("1"), loopback.run("1"), loopback.call(abs, 1)):
-            outcomes.append((await asyncio.gather(work, return_exceptions=True))[0])
+        for name, ask in ASKS.items():
+            try:
+                outcomes[name] = await ask(loopback)
+            except Exception as error:
+                outcomes[name] = error
 
     await loopback.run("x = 1")
     await loopback.call(lambda report: report(), loopback.callback(note, 1, "wait"))
-    await until(lambda: len(outcomes) == 3)
-    assert [type(outcome) for outcome in outcomes] == [NotSupported] * 3
-    assert "use now=True" in str(outcomes[0])
+    await until(lambda: len(outcomes) == len(ASKS))
+    refused = {name: type(outcome) for name, outcome in outcomes.items()}
+    assert refused == dict.fromkeys(ASKS, NotSupported)
+    assert "use now=True" in str(outcomes["pull"])
     assert await loopback.pull("x") == 1  # outside, nothing changed
+    assert not await loopback.exists("y")
+
+
+async def test_a_caller_that_waits_for_room_ends_with_the_lease_of_a_vanished_client(
+    loopback: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = HeldUp()
+    report = loopback.callback(note, 1, "wait")
+    await loopback.push(report=report)
+    await loopback.run("report(0)")
+    await note.begun.wait()
+    queue = remote_of(loopback).resources.known[report._calls.id]
+    with monkeypatch.context() as patch:
+        patch.setattr(queue, "report", lambda *args, **options: None)  # nothing more arrives
+        patch.setattr(sys.modules[remote_source()[0]], "LEASE", 0.3)
+        with pytest.raises(RemoteError, match="TimeoutError: the client of this callback does not"):
+            await loopback.run("for n in range(1, 9): report(n)")
+    note.go_on.set()
+    report.close()
+    await until(lambda: not remote_of(loopback).resources.known)
 
 
 async def test_what_cannot_be_pickled_raises_in_the_kernel(loopback: Bridge) -> None:
