@@ -203,6 +203,7 @@ async def test_each_name_of_work_works_with_xeus_or_is_not_supported(
         "on_timeout": "on_timeout='interrupt' is not supported",
         "iterate_over_an_async_iterator": r"iterate\(\) needs",
         "callback": r"callback\(\) needs",
+        "callback_that_is_waited_for": r"callback\(\) needs",
         "watch": r"watch\(\) needs",
         "watch_names": r"watch_names\(\) needs",
     }

@@ -77,7 +77,7 @@ async def test_a_restart_ends_what_has_begun_of_every_kind(two: Two, anyone: str
     held = await of_every_kind(bridge)
     async with Other(anyone) as other:
         await other.restart(str(bridge.info.kernel_id))
-    await ended_by_a_restart(held)
+    await ended_by_a_restart(held, bridge)
     for one in bridge, kernel:
         with contextlib.suppress(KernelRestarted):
             await goes_on(one)

@@ -141,6 +141,22 @@ async def callback(bridge: Bridge) -> None:
     assert (seen, report.failed, report.dropped) == ([1, 2, 3], 0, 0)
 
 
+async def callback_that_is_waited_for(bridge: Bridge) -> None:
+    """Have a cell wait for room: it calls further than that, and no call is lost."""
+    seen: list[int] = []
+
+    async def note(step: int) -> None:
+        await asyncio.sleep(0.001)
+        seen.append(step)
+
+    with bridge.callback(note, 2, "wait") as report:
+        await bridge.push(report=report)
+        await bridge.run("for step in range(20): report(step)")
+        assert len(seen) >= 20 - 3  # two wait, and one runs
+        await until(lambda: len(seen) == 20)
+    assert (seen, report.failed, report.dropped) == ([*range(20)], 0, 0)
+
+
 async def watch(bridge: Bridge) -> None:
     await bridge.push(x=1)
     async with bridge.watch("x", "-x") as values:
@@ -161,7 +177,7 @@ WORK: dict[str, Callable[[Bridge], Awaitable[None]]] = {
     for work in (
         *(call_of_an_async_function, pull_with_await, submit, submit_of_an_async_function),
         *(on_timeout, on_output, namespace, keep, refs, iterate, iterate_over_an_async_iterator),
-        *(callback, watch, watch_names),
+        *(callback, callback_that_is_waited_for, watch, watch_names),
     )
 }
 

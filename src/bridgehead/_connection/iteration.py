@@ -92,6 +92,8 @@ class Iteration(BufferedItems[Any]):
     async def take(self) -> list[Any]:
         """Wait for an item, and return all that have arrived; an empty list at the end.
 
+        What it returns counts as consumed: the kernel makes as many more.
+
         >>> async with bridge.iterate("range(3)") as items:
         ...     await items.take()
         [0, 1, 2]

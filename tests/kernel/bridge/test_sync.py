@@ -314,6 +314,74 @@ def test_a_keyboard_interrupt_ends_the_wait_and_the_cell_goes_on(tmp_path: Path)
     assert (done.stdout, done.stderr) == ("interrupted\n2\n", "")
 
 
+async def test_an_interrupt_of_the_program_ends_the_work_that_it_waits_for(tmp_path: Path) -> None:
+    """Ctrl-C cancels async work in the kernel, and interrupts a function if it is asked to."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+        import asyncio, os, signal, threading, time
+        from bridgehead import SyncBridge
+        # A program that a script starts in the background may have SIGINT ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        async def waits():
+            names = __import__("IPython").get_ipython().user_ns
+            names["state"] = "runs"
+            try:
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                names["state"] = "cancelled"
+                raise
+
+        def spins():
+            names = __import__("IPython").get_ipython().user_ns
+            names["state"] = "runs"
+            try:
+                while True:
+                    pass
+            except KeyboardInterrupt:
+                names["state"] = "interrupted"
+                raise
+
+        def state_is(state):
+            end = time.monotonic() + 60
+            while beside.pull("state", now=True) != state:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+
+        def interrupt():
+            state_is("runs")
+            os.kill(os.getpid(), signal.SIGINT)
+
+        with SyncBridge.launch() as kernel:
+            with SyncBridge.attach(kernel.info.connection_file) as beside:
+                kernel.push(waits=waits)
+                for work, ends in (
+                    (lambda: kernel.call(waits), "cancelled"),
+                    (lambda: kernel.pull("await waits()"), "cancelled"),
+                    (lambda: kernel.call(spins, on_timeout="interrupt"), "interrupted"),
+                ):
+                    kernel["state"] = "none"
+                    threading.Thread(target=interrupt).start()
+                    try:
+                        work()
+                    except KeyboardInterrupt:
+                        state_is(ends)
+                        print(ends, kernel.stats.tasks, kernel.pull("1"))
+        """)
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=tmp_path,
+    )
+    expected = "cancelled 0 1\ncancelled 0 1\ninterrupted 0 1\n"
+    assert (done.stdout, done.stderr) == (expected, "")
+
+
 async def test_closing_inside_an_event_loop_leaves_no_thread() -> None:
     before = set(threading.enumerate())
     for _ in range(3):

@@ -156,7 +156,7 @@ async def test_a_restart_ends_what_has_begun_of_every_kind(live: Bridge) -> None
         async with Bridge.attach(file_of(live), lane=lane) as bridge:
             held = await of_every_kind(bridge)
             await live.restart()
-            await ended_by_a_restart(held)
+            await ended_by_a_restart(held, bridge)
             with contextlib.suppress(KernelRestarted):
                 await goes_on(bridge)
             assert await live.call(running, by_value=OWN) is not None
@@ -217,6 +217,33 @@ async def test_what_is_asked_while_the_connection_is_cut_leaves_nothing(
         Bridge.attach(cuts.kernel_file) as cells,
     ):
         await asked_while_cut(bridge, cells, cuts.cut)
+
+
+@pytest.mark.parametrize("lane", ["direct", "buffers"])
+async def test_a_cell_that_waits_for_room_of_a_callback_goes_on_over_new_connections(
+    tmp_path: Path, lane: Any
+) -> None:
+    async with (
+        cuttable(tmp_path, lane=lane) as (bridge, cuts),
+        Bridge.attach(cuts.kernel_file) as cells,
+    ):
+        seen: list[int] = []
+
+        async def note(step: int) -> None:
+            """Cut while the cell waits: the next call is in the only place that there is."""
+            seen.append(step)
+            if step % 10 == 0:
+                while step < 40 and await cells.pull("made", now=True) <= step:
+                    await asyncio.sleep(0.01)
+                cuts.cut()
+
+        with bridge.callback(note, 1, "wait") as report:
+            await bridge.push(report=report)
+            await asyncio.wait_for(cells.run("for made in range(41): report(made)"), 100)
+            await until(lambda: len(seen) == 41)
+            assert (seen, report.failed, report.dropped) == ([*range(41)], 0, 0)
+        await cells.run("del report")
+        await nothing_is_kept(cells)
 
 
 CLIENT = """

@@ -7,6 +7,7 @@ the first SIGINT. The other client is one without bridgehead.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,6 +19,8 @@ import pytest
 from bridgehead import Bridge, NotSupported
 from support.elsewhere import MAJORS, Elsewhere
 from support.kit import all_of, goes_on, other, reported_within, until
+from support.resources import nothing_is_kept
+from support.work import WORK
 
 APPLICATION = """
 import _thread, asyncio, sys, threading, time
@@ -146,6 +149,21 @@ async def test_an_operation_waits_for_a_cell_in_a_thread_of_an_application(
             await waits_for_the_cell(app, bridge, name, tmp_path)
             await bridge.delete(*[entry.name for entry in await bridge.names()])
         await goes_on(bridge)
+        assert app.lives
+
+
+@pytest.mark.parametrize("lane", ["direct", "buffers"])
+async def test_each_name_of_work_works_in_a_thread_of_an_application(
+    start: Callable[..., Awaitable[Application]], lane: Any
+) -> None:
+    app = await start("application")
+    async with Bridge.attach(app.file, timeout=60, lane=lane) as bridge:
+        for name, work in WORK.items():
+            lacks = name == "on_timeout"  # an interrupt would hit the application
+            with pytest.raises(NotSupported, match=name) if lacks else contextlib.nullcontext():
+                await work(bridge)
+            assert await bridge.pull("1") == 1
+        await nothing_is_kept(bridge)
         assert app.lives
 
 
