@@ -5,12 +5,26 @@ Rule: no test copies text of a page; ``support/pages.py`` says how a block runs.
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
+import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 from markdown_it import MarkdownIt
 
-from support.pages import PAGES, ROOT, SITE, Block, blocks, run_cells, run_program, run_tests
+from support.docstrings import examples, public
+from support.pages import (
+    PAGES,
+    README,
+    ROOT,
+    SITE,
+    Block,
+    blocks,
+    run_cells,
+    run_program,
+    run_tests,
+)
 
 pytestmark = pytest.mark.docs
 
@@ -83,3 +97,48 @@ def test_a_program_of_a_page_runs(block: Block, tmp_path: Path) -> None:
 @pytest.mark.parametrize("cells", CELLS.values(), ids=CELLS)
 async def test_the_cells_of_a_page_run(cells: list[Block], tmp_path: Path) -> None:
     await run_cells(cells, tmp_path)
+
+
+def loops_over_what_stays_open(code: str) -> list[str]:
+    """Return the loops over an iteration or a watch that no ``with`` closes."""
+
+    def opens(node: ast.AST | None) -> bool:
+        return (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in ("iterate", "watch", "watch_names")
+        )
+
+    nodes = list(ast.walk(ast.parse(TransformerManager().transform_cell(code))))
+    names = {
+        target.id
+        for node in nodes
+        if isinstance(node, ast.Assign) and opens(node.value)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    loops = [
+        node.iter for node in nodes if isinstance(node, ast.For | ast.AsyncFor | ast.comprehension)
+    ]
+    return [
+        ast.unparse(loop)
+        for loop in loops
+        if opens(loop) or (isinstance(loop, ast.Name) and loop.id in names)
+    ]
+
+
+def test_documentation_closes_what_it_iterates_over() -> None:
+    code = {
+        f"{page}:{block.line}": block.code for page in (README, *PAGES) for block in blocks(page)
+    }
+    for notebook in SITE.glob("*.ipynb"):
+        for number, cell in enumerate(nbformat.read(notebook, 4).cells):
+            if cell.cell_type == "code":
+                code[f"{notebook}:{number}"] = cell.source
+    for name, thing in public():
+        code[name] = "".join(example.source for example in examples(thing))
+    assert sum("iterate(" in one for one in code.values()) > 5
+    found = {
+        name: loops for name, one in code.items() if (loops := loops_over_what_stays_open(one))
+    }
+    assert not found
