@@ -18,7 +18,7 @@ import pytest
 from bridgehead import KernelDied, KernelRestarted, RemoteError
 from support.cli import Ran, Terminal, bridgehead, bridgehead_process
 from support.listing import completed, doctor, listed
-from support.servers import TOKEN, on, serving
+from support.servers import GATEWAY, SERVER, TOKEN, behind, on, serving
 
 
 async def _open_notebook(url: str, path: str, kernel_id: str) -> None:
@@ -211,3 +211,16 @@ async def test_doctor_says_why_a_kernel_of_a_server_has_no_direct_lane() -> None
         assert trust["what"].endswith("machine: the kernel is behind a server")
         assert "'direct'" in found["what"]
         assert "websocket" in found["what"]
+
+
+@pytest.mark.servers
+async def test_doctor_blames_a_gateway_for_lost_buffers() -> None:
+    async with serving(GATEWAY) as gateway:
+        async with serving(SERVER, *behind(gateway)) as url, on(url) as bridge:
+            address = f"{url}api/kernels/{bridge.info.kernel_id}"
+            ran, report = await asyncio.to_thread(doctor, "--url", address, "--token", TOKEN)
+    assert (ran.code, report["info"]["lane"]) == (0, "inline")
+    (found,) = [one["what"] for one in report["findings"] if "binary" in one["what"]]
+    host = url.removeprefix("http://").rstrip("/")
+    assert re.search(rf"the server at \S*{host}\S*, or a proxy before it, passes no binary", found)
+    assert TOKEN not in ran.out

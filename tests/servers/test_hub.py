@@ -92,6 +92,20 @@ async def test_a_services_token_reaches_a_users_server(jupyterhub: RunningHub, a
         await goes_on(bridge)
 
 
+async def test_a_services_token_has_a_users_server_started(jupyterhub: RunningHub) -> None:
+    await jupyterhub.user("jon")
+    url, robot = jupyterhub.server("jon"), jupyterhub.robot
+    await refused(Bridge.connect(url, robot, timeout=ASKED), "jon/ of .* is stopped")
+    async with Bridge.connect(url, robot, start_server=True, timeout=STARTS) as bridge:
+        await goes_on(bridge)
+        assert await jupyterhub.state("jon") is not None
+    await jupyterhub.stop("jon")
+    opening = asyncio.ensure_future(Bridge.connect(url, robot, timeout=STARTS).__aenter__())
+    await jupyterhub.start("jon")  # by another program: the service waits for it
+    async with await opening as bridge:
+        await goes_on(bridge)
+
+
 async def test_the_token_may_be_a_header(jupyterhub: RunningHub, ada: str) -> None:
     headers = {"Authorization": f"Bearer {ada}"}
     async with Bridge.connect(jupyterhub.server("ada"), headers=headers) as bridge:

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +64,43 @@ note = "<img src=x onerror='window.hacked = 1'>"
 globals()["<b onmouseover='window.hacked = 1'>name</b>"] = 1
 big = np.zeros(8_000_000)
 del rng, kind, c, z, x, y, depth, _
+"""
+
+# A fleet of async bridges, whose loop is the notebook's own. MARK runs a script where it is markup.
+MARK = "<img src=x onerror='window.hacked = 1'>"
+FLEET_CELLS = [
+    f"""\
+from bridgehead import Bridge, Fleet, panel
+
+globals()[{MARK!r}] = [{MARK!r}]
+fleet = Fleet([await Bridge.attach("train"), await Bridge.attach("score")])
+panel(fleet)""",
+]
+FLEET_NAMES = f"""
+import pandas as pd
+mark = {MARK!r}
+table = pd.DataFrame({{mark: [mark], "b": [1]}}, index=pd.Index([mark], name=mark))
+deep = {{mark: [mark], "list": {{mark}}}}
+class Refuses:
+    def __reduce__(self):
+        raise ValueError(mark)
+refuses = Refuses()
+Refuses.__qualname__ = Refuses.__name__ = mark
+big = bytes(300_000_000)
+"""
+
+# Note each state of the progress bars: whether it is hidden, its value and its end.
+NOTE_BARS = """
+() => {
+    window.bars = [];
+    const jobs = document.querySelector(".bridgehead-panel .jobs");
+    const note = () => {
+        for (const bar of jobs.querySelectorAll("progress"))
+            window.bars.push([bar.hidden, bar.value, bar.max]);
+    };
+    const what = { subtree: true, childList: true, attributes: true };
+    new MutationObserver(note).observe(jobs, what);
+}
 """
 
 # Time until the page's next picture, for what a person does in a list of 1,000 names.
@@ -133,10 +170,14 @@ class Shown:
         await expect(self.lab.output(number).first).to_contain_text(text)
 
 
-@pytest.fixture
-async def shown(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+@asynccontextmanager
+async def showing(
+    monkeypatch: pytest.MonkeyPatch,
+    application: str = LAB,
+    cells: list[str] = CELLS,
+    names: str = NAMES,
 ) -> AsyncIterator[Shown]:
+    """Show a notebook whose first cell has run, and two kernels; the first one has the names."""
     with tempfile.TemporaryDirectory(prefix="bh-") as name:
         root = Path(name)
         make_folders(root, monkeypatch)
@@ -147,16 +188,23 @@ async def shown(
                 )
                 for kernel in ("train", "score")
             ]
-            await bridges[0].run(NAMES)
-            notebook = opened(root, CELLS, application=request.param, width=1100, height=1400)
+            await bridges[0].run(names)
+            notebook = opened(root, cells, application=application, width=1100, height=1400)
             lab = await stack.enter_async_context(notebook)
-            shown = Shown(lab, *bridges)
             await lab.run_cell(1)
-            await expect(shown.row("train", "penguins")).to_be_visible()
             try:
-                yield shown
+                yield Shown(lab, *bridges)
             finally:
                 (root / "books" / "go").touch()
+
+
+@pytest.fixture
+async def shown(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Shown]:
+    async with showing(monkeypatch, request.param) as shown:
+        await expect(shown.row("train", "penguins")).to_be_visible()
+        yield shown
 
 
 # ------------------------------------------------------------ with the mouse, in both
@@ -503,3 +551,40 @@ async def test_the_watches_end_when_the_output_is_cleared(shown: Shown) -> None:
     await expect(shown.panel).to_have_count(0)
     for kernel in (shown.train, shown.score):
         await watched(kernel, 0)
+
+
+# ------------------------------------------------------------ a fleet, and what is hostile
+
+
+async def test_a_fleet_of_async_bridges_shows_hostile_texts_as_texts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In columns, cells, keys, types, names of the notebook and errors of jobs."""
+    first = "fleet[0]"
+    async with showing(monkeypatch, LAB, FLEET_CELLS, FLEET_NAMES) as shown:
+        page, preview = shown.lab.page, shown.kernel(first).locator(".preview")
+        await expect(shown.kernel("fleet[1]").locator(".chip")).to_have_text("idle")
+        await shown.row(first, "table").click()
+        await expect(preview.locator("th").nth(1)).to_contain_text("<img src=x")
+        await expect(preview.locator("td").first).to_contain_text("<img src=x")
+        await shown.row(first, "deep").click()
+        await expect(preview).to_contain_text("list")
+        assert (await preview.inner_text()).count("<img src=x") >= 2
+        await expect(shown.row(first, "refuses")).to_contain_text("hacked = 1'>")  # its type
+        push = shown.kernel(first).locator(".push")
+        assert "hacked" not in await push.inner_text()  # it is no name that a cell can use
+
+        await shown.row(first, "refuses").click()
+        await shown.button(first, "Hand over").click()
+        await shown.job("ValueError: <img src=x")
+
+        await page.evaluate(NOTE_BARS)
+        await shown.row(first, "big").click()
+        await shown.button(first, "Hand over").click()
+        await shown.job("big is now in fleet[1]: 300 MB in")
+        bars = await page.evaluate("window.bars")
+        assert [value for hidden, value, most in bars if not hidden and 0 < value < most], bars
+        assert bars[-1][0]  # hidden at the end
+        assert await shown.score.pull("len(big)") == 300_000_000
+        assert await shown.panel.locator("img, .scroll b, .jobs b, .preview b").count() == 0
+        assert await page.evaluate("window.hacked") is None

@@ -84,11 +84,14 @@ async def test_a_server_behind_a_proxy_is_waited_for(kind: str) -> None:
                 await Bridge.connect(url, "")
 
 
-async def test_headers_and_cookies_are_in_all_requests(server: str, wire: Wire) -> None:
+async def test_headers_and_cookies_are_in_all_requests(anyone: str) -> None:
     headers, cookies = {"X-Door": "open"}, {"one": "1", "two": '"2|x"'}
-    async with Bridge.connect(wire.url, TOKEN, headers=headers, cookies=cookies) as bridge:
+    async with (
+        Wire(anyone) as wire,
+        Bridge.connect(wire.url, TOKEN, headers=headers, cookies=cookies) as bridge,
+    ):
         await goes_on(bridge)
-    asked = wire.asked.lower()
+        asked = wire.asked.lower()
     assert b"/channels?" in asked
     requests = asked.count(b" http/1.1\r\n")
     assert asked.count(b"\r\nx-door: open\r\n") == requests

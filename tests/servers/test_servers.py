@@ -42,8 +42,8 @@ from bridgehead import (
     UntrustedPayload,
 )
 from bridgehead._connection.outputs import CellObserver
-from support.kit import KEPT, goes_on, reported_within, until
-from support.servers import GATEWAY, SERVER, TOKEN, Other, Wire, free_port, on, serving
+from support.kit import KEPT, goes_on, reported_within, under_uvloop, until
+from support.servers import GATEWAY, SERVER, TOKEN, Other, Wire, behind, free_port, on, serving
 from support.work import GIVES_LEN, WORK, use_sync
 
 pytestmark = pytest.mark.servers
@@ -869,17 +869,38 @@ async def test_a_restart_in_the_middle_of_a_transfer(server: str) -> None:
         assert not await bridge.exists("array")
 
 
+# ---------------------------------------------------------------- under uvloop
+
+
+@pytest.mark.parametrize("kind", [SERVER, GATEWAY])
+def test_objects_and_cells_cross_a_websocket_under_uvloop(kind: str) -> None:
+    array = np.arange(3_000_000)
+
+    async def main() -> None:
+        async with serving(kind) as url:
+            async with Wire(url) as wire, on(wire.url) as bridge:
+                await bridge.push(array=array)
+                wire.cut()
+                assert np.array_equal(await bridge.pull("array"), array)
+                pulled = await asyncio.gather(*(bridge.pull(f"{at} + 1") for at in range(20)))
+                assert pulled == list(range(1, 21))
+                assert (await bridge.run("print('out')")).stdout == "out\n"
+                with pytest.raises(TimeoutError):
+                    await bridge.run("while True: pass", timeout=1, on_timeout="interrupt")
+                await bridge.restart()
+                assert not await bridge.exists("array")
+                await goes_on(bridge)
+
+    under_uvloop(main)
+
+
 # ---------------------------------------------------------------- servers behind servers
 
 
 async def test_a_server_in_front_of_a_gateway_uses_the_inline_lane() -> None:
     """Binary messages end the server's connection to the gateway; text carries everything."""
     async with serving(GATEWAY) as gateway:
-        options = (
-            f"--gateway-url={gateway.rstrip('/')}",
-            f"--GatewayClient.auth_token={TOKEN}",
-        )
-        async with serving(SERVER, *options) as url, on(url) as bridge:
+        async with serving(SERVER, *behind(gateway)) as url, on(url) as bridge:
             assert bridge.info.lane == "inline"
             array = np.random.default_rng(3).integers(0, 255, 20 * MIB, dtype=np.uint8)
             await bridge.push(array=array)

@@ -120,6 +120,11 @@ def on(url: str, **how: Any) -> Any:
     return Bridge.connect(url, TOKEN, **how)
 
 
+def behind(gateway: str) -> list[str]:
+    """Return the options of a server whose kernels are those of a gateway."""
+    return [f"--gateway-url={gateway.rstrip('/')}", f"--GatewayClient.auth_token={TOKEN}"]
+
+
 def processes(kernel_id: str | None) -> list[int]:
     """Return the processes of a server's kernel, by the name of its connection file."""
     running = psutil.process_iter(["pid", "cmdline"])

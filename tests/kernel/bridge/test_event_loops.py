@@ -7,7 +7,6 @@ things happen over another implementation of sockets, readers and timers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,7 @@ import pytest
 
 from bridgehead import Bridge, Fleet, KernelDied, RemoteError, SyncBridge, kernels
 from bridgehead._lanes.handshake import LaneName
-from support.kit import MESSAGES
-
-
-def under_uvloop(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    uvloop = pytest.importorskip("uvloop")
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(work())
+from support.kit import MESSAGES, under_uvloop
 
 
 @pytest.mark.parametrize("lane", ["direct", *MESSAGES])
