@@ -58,7 +58,7 @@ from support.fleets import a_late_cell_has_its_output, the_first_error_ends_the_
 from support.kit import KEPT, reported_within, until
 from support.resources import cancelled_at_any_instant, gone_with_its_owner, nothing_is_kept
 from support.work import GIVES_LEN, WORK, use_sync_but_watches
-from unit.bridge.test_fleet_work import polars_is_gathered, sequences_are_gathered
+from unit.bridge.test_fleet_work import sequences_are_gathered
 
 pytestmark = pytest.mark.servers
 
@@ -721,8 +721,6 @@ async def test_a_failing_engine_is_reported_by_name_and_the_others_are_served(fl
     assert error.__notes__ == [f"kernel 1 of 4, pid {fleet[1].info.pid}, engine 1"]
 
     # An object that one engine cannot unpickle is bound in the others.
-    await fleet[3].run("import sys; sys.modules['numpy.random'] = None")
-
     class Picky:
         def __reduce__(self) -> Any:
             return eval, ("1 / (__import__('os').getpid() != " + str(fleet[3].info.pid) + ")",)
@@ -927,12 +925,6 @@ async def test_operations_of_a_fleet_keep_the_results_of_other_engines(fleet: Fl
 
 async def test_sequences_are_gathered(fleet: Fleet) -> None:
     await sequences_are_gathered(fleet)
-
-
-@pytest.mark.objects
-@pytest.mark.parametrize("many", [7, 2])
-async def test_polars_tables_are_gathered(fleet: Fleet, many: int) -> None:
-    await polars_is_gathered(fleet, many)
 
 
 async def test_the_first_error_ends_the_others(fleet: Fleet, tmp_path: Path) -> None:
