@@ -311,8 +311,7 @@ class Bridge(WorkMethods):
             response = await self._pulled(call, timeout)
             total = sum(frame.nbytes for frame in response.frames)
             report(total, total)
-        texts = call.fields["expressions"]
-        values = _payload.check_values(await trusted.open(response.frames, *texts), len(texts))
+        values = await trusted.open_values(response.frames, call.fields["expressions"])
         return values[0] if len(expressions) == 1 else values
 
     def _pull_call(
@@ -365,9 +364,8 @@ class Bridge(WorkMethods):
             if interrupts() and call.operation == "fetch":
                 self._connection.cancel(call)
             raise
-        return _payload.check_values(
-            await trusted.open(response.frames, *call.fields["expressions"]), 1
-        )[0]
+        (value,) = await trusted.open_values(response.frames, call.fields["expressions"])
+        return value
 
     def ref(self, expression: str) -> Ref:
         """Return a handle on an object in the kernel; nothing is transferred until its ``pull``.
@@ -656,7 +654,7 @@ class Bridge(WorkMethods):
         limit, trust = checked_size(max_bytes), self._connection.trust
 
         async def open_values(header: ResponseHeader, frames: list[memoryview]) -> Any:
-            values = _payload.check_values(await trust.open(frames, *texts), len(texts))
+            values = await trust.open_values(frames, texts)
             return values[0] if len(texts) == 1 else values
 
         watch = Watch(

@@ -128,7 +128,8 @@ class FunctionWork:
             kept = Kept(KEPT + result.id, result.free)
             return self._make_ref(kept.name, {kept.name: kept})
         frames = await self._frames(turn)
-        return _payload.check_values(await self._connection.trust.open(frames, "the result"), 1)[0]
+        (value,) = await self._connection.trust.open_values(frames, ["the result"])
+        return value
 
     async def _frames(self, turn: Turn) -> Frames:
         """Do the call in a turn; return the frames of its value after the last output."""

@@ -87,7 +87,7 @@ class WorkMethods(CellMethods):
         item = f"an item of {name}"
 
         async def decode(frames: list[memoryview], count: int) -> tuple[Any, ...]:
-            return _payload.check_values(await trust.open(frames, *[item] * count), count)
+            return await trust.open_values(frames, [item] * count)
 
         items = Iteration(connection, call, decode, shown(name))
         items.owner, items.source = self, source

@@ -20,7 +20,6 @@ from bridgehead._connection.connection import Connection
 from bridgehead._connection.resources import Frames, RemoteResource
 from bridgehead._errors import BridgeError, KernelUnresponsive, ProtocolError, ReplyLost
 from bridgehead._protocol.formatting import line
-from bridgehead._protocol.payload import check_values
 from bridgehead._protocol.response import (
     Response,
     check_fields,
@@ -299,7 +298,7 @@ class PendingCalls(RemoteResource):
         """Run one call; what it raises is logged and counted."""
         task = asyncio.current_task()
         try:
-            args, kwargs = check_values(await self.connection.trust.open(frames), 2)
+            args, kwargs = await self.connection.trust.open_values(frames, ["the value"] * 2)
             if type(args) is not tuple or type(kwargs) is not dict:
                 raise ProtocolError("the arguments of a call are not a tuple and a dict")
             outcome = self._function(*args, **kwargs)

@@ -145,8 +145,7 @@ class MapRequest:
 
     async def _opened(self, frames: list[memoryview], count: int) -> Sequence[Any]:
         try:
-            opened = await self._connection.trust.open(frames, *["a result"] * count)
-            return _payload.check_values(opened, count)
+            return await self._connection.trust.open_values(frames, ["a result"] * count)
         except ProtocolError:
             raise
         except BridgeError as error:

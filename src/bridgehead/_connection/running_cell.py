@@ -32,7 +32,6 @@ from bridgehead._lanes.base import ChunkHandler
 from bridgehead._lanes.direct import DirectLane
 from bridgehead._lanes.socket import SocketLost
 from bridgehead._protocol.bootstrap import remote_source
-from bridgehead._protocol.payload import check_values
 from bridgehead._protocol.raising import as_text
 from bridgehead._protocol.request import Request
 from bridgehead._protocol.response import ERROR_LIMIT, Response
@@ -296,8 +295,7 @@ class RunningCell:
                 raise response
             response = await connection.remote.lane.in_messages.complete(response)
             self._received = response.arrived
-            values = await connection.trust.open(response.frames, *self._pull)
-            self.values = check_values(values, len(self._pull))
+            self.values = await connection.trust.open_values(response.frames, self._pull)
         except BridgeError as error:
             self.values = error
 

@@ -8,7 +8,7 @@ Until the first handshake has ended, only data is opened.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Literal
 
@@ -76,12 +76,15 @@ class Trust:
         """Return the header fields by which the kernel sends only what can be opened."""
         return {"trust": "data", "allow": sorted(self.allow)} if self.data else {}
 
-    async def open(self, frames: list[memoryview], *names: str) -> Any:
-        """Return the object that the frames hold; a long one is opened in a thread.
+    async def open_values(self, frames: list[memoryview], names: Sequence[str]) -> tuple[Any, ...]:
+        """Return the values of a response; long ones are opened in a thread.
 
-        If it is a tuple, ``names`` says what its values are, for errors.
-        Raises what ``_payload.decode`` and ``decode_data`` do.
+        ``names`` says what each of them is, for errors. Raises what ``_payload.decode``,
+        ``decode_data`` and ``check_values`` do.
         """
+        return _payload.check_values(await self._open(frames, names), len(names))
+
+    async def _open(self, frames: list[memoryview], names: Sequence[str]) -> Any:
         size = sum(frame.nbytes for frame in frames[:1])
         if not self.data:
             if size < LARGE:

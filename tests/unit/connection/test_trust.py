@@ -36,5 +36,5 @@ async def test_a_value_with_long_frames_is_decoded_in_a_thread(
         return DECODE(*args)
 
     monkeypatch.setattr(payload, "decode_data", noting)
-    await Trust("data").open(encode_data(value))
+    await Trust("data").open_values(encode_data((value,)), ["the value"])
     assert [thread == threading.get_ident() for thread in threads] == [on_loop]
