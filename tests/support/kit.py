@@ -82,6 +82,16 @@ async def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
         await asyncio.sleep(0.005)
 
 
+async def awaited(asked: Any) -> Any:
+    return await asked
+
+
+async def first(items: Any) -> Any:
+    """Return the first item of an iterator that is closed then."""
+    async with items:
+        return await anext(items)
+
+
 def kept_and_late(bridge: Bridge | SyncBridge) -> tuple[int, ...]:
     """Return what the kernel keeps for a bridge, and how many responses came late.
 

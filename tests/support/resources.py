@@ -26,7 +26,7 @@ from bridgehead import (
     ReplyLost,
     TransportError,
 )
-from support.kit import all_of, goes_on, kept_and_late, reported_within, until
+from support.kit import all_of, awaited, goes_on, kept_and_late, reported_within, until
 from support.promises import seeded
 
 # A kernel can't import test modules, so what they define is pickled by value, as in a script.
@@ -417,10 +417,6 @@ async def asked_while_cut(bridge: Bridge, cells: Bridge, cut: Callable[[], objec
     await goes_on(bridge)
     await nothing_is_left(cells, threads)
     assert kept_and_late(bridge)[:5] == (0, 0, 0, 0, 0)
-
-
-async def awaited(asked: Any) -> Any:
-    return await asked
 
 
 async def used(one: Held, cells: Bridge) -> None:

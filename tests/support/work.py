@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from bridgehead import Bridge, RemoteError, SyncBridge, UntrustedPayload
-from support.kit import until
+from support.kit import awaited, first, until
 
 LATER = """
 import asyncio
@@ -235,15 +235,6 @@ def use_sync_but_watches(kernel: SyncBridge) -> None:
 # ---------------------------------------------------------------- what is no data
 
 
-async def _awaited(task: Awaitable[Any]) -> Any:
-    return await task
-
-
-async def _first(items: Any) -> Any:
-    async with items:
-        return await anext(items)
-
-
 async def _called(bridge: Bridge) -> Any:
     """Return what a callback got; raise if it got nothing, because it could not be opened."""
     seen: list[Any] = []
@@ -270,12 +261,12 @@ async def _in_a_stream(bridge: Bridge) -> Any:
 GIVES_LEN: dict[str, Callable[[Bridge], Awaitable[Any]]] = {
     "call of an async function": lambda bridge: bridge.call(asyncio.sleep, 0, len),
     "pull with await": lambda bridge: bridge.pull("await __import__('asyncio').sleep(0, len)"),
-    "submit": lambda bridge: _awaited(bridge.submit(next, bridge.ref("iter([len])"))),
-    "submit of an async function": lambda bridge: _awaited(bridge.submit(asyncio.sleep, 0, len)),
+    "submit": lambda bridge: awaited(bridge.submit(next, bridge.ref("iter([len])"))),
+    "submit of an async function": lambda bridge: awaited(bridge.submit(asyncio.sleep, 0, len)),
     "namespace": lambda bridge: bridge.call(lambda: len, namespace=True),
     "keep": _kept,
     "refs": lambda bridge: bridge.ref("max")([len], key=id).pull(),
     "iterate": _in_a_stream,
     "callback": _called,
-    "watch": lambda bridge: _first(bridge.watch("len")),
+    "watch": lambda bridge: first(bridge.watch("len")),
 }

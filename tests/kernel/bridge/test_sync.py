@@ -152,6 +152,20 @@ def test_many_threads_share_one_sync_bridge() -> None:
         assert results == {i: 2 * i for i in range(20)}
 
 
+def ran(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in a folder, and return how it ended."""
+    file = folder / "script.py"
+    file.write_text(textwrap.dedent(script))
+    return subprocess.run(
+        [sys.executable, str(file)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=folder,
+    )
+
+
 SCRIPT = """
 from bridgehead import SyncBridge
 kernel = SyncBridge.launch()
@@ -169,11 +183,7 @@ print(kernel.pull("data['a'] + local.x"), kernel.info.pid, flush=True)
 )
 @pytest.mark.slow
 def test_the_kernel_of_a_script_ends_however_the_script_ends(tmp_path: Path, ending: str) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(SCRIPT) + ending)
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = ran(tmp_path, SCRIPT + ending)
     assert done.stderr == ""
     value, pid = done.stdout.split()
     assert value == "9"
@@ -259,9 +269,9 @@ def test_a_bridge_collected_in_the_loop_thread_ends_its_kernel() -> None:
 
 
 def test_a_forked_child_exits_without_closing_the_bridge(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(
-        textwrap.dedent("""
+    done = ran(
+        tmp_path,
+        """
         import os, sys, warnings
         warnings.simplefilter("ignore")
         from bridgehead import SyncBridge
@@ -271,18 +281,15 @@ def test_a_forked_child_exits_without_closing_the_bridge(tmp_path: Path) -> None
             sys.exit(0)
         os.wait()
         print(kernel["x"])
-        """)
-    )
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False
+        """,
     )
     assert (done.stdout, done.stderr) == ("1\n", "")
 
 
 def test_a_keyboard_interrupt_ends_the_wait_and_the_cell_goes_on(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(
-        textwrap.dedent("""
+    done = ran(
+        tmp_path,
+        """
         import os, pathlib, signal, threading
         from bridgehead import SyncBridge
         # A program that a script starts in the background may have SIGINT ignored.
@@ -301,24 +308,16 @@ def test_a_keyboard_interrupt_ends_the_wait_and_the_cell_goes_on(tmp_path: Path)
                 print("interrupted")
                 pathlib.Path("interrupted").touch()
             print(kernel.pull("x"))
-        """)
-    )
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        cwd=tmp_path,
+        """,
     )
     assert (done.stdout, done.stderr) == ("interrupted\n2\n", "")
 
 
 async def test_an_interrupt_of_the_program_ends_the_work_that_it_waits_for(tmp_path: Path) -> None:
     """Ctrl-C cancels async work in the kernel, and interrupts a function if it is asked to."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        textwrap.dedent("""
+    done = ran(
+        tmp_path,
+        """
         import asyncio, os, signal, threading, time
         from bridgehead import SyncBridge
         # A program that a script starts in the background may have SIGINT ignored.
@@ -368,15 +367,7 @@ async def test_an_interrupt_of_the_program_ends_the_work_that_it_waits_for(tmp_p
                     except KeyboardInterrupt:
                         state_is(ends)
                         print(ends, kernel.stats.tasks, kernel.pull("1"))
-        """)
-    )
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        cwd=tmp_path,
+        """,
     )
     expected = "cancelled 0 1\ncancelled 0 1\ninterrupted 0 1\n"
     assert (done.stdout, done.stderr) == (expected, "")

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from bridgehead import Bridge, BridgeError, RemoteError, SyncBridge, UntrustedPayload
-from support.kit import until
+from support.kit import awaited, first, until
 
 # A hostile kernel: every response to a request is a pickle that runs code.
 HOSTILE = """
@@ -158,18 +158,9 @@ async def test_classes_may_be_allowed_by_name() -> None:
             await b.pull("point")
 
 
-async def _awaited(task: Awaitable[Any]) -> Any:
-    return await task
-
-
 async def _kept(bridge: Bridge) -> Any:
     async with await bridge.call(PurePosixPath, "/a", keep=True) as kept:
         return await kept.pull()
-
-
-async def _first(items: Any) -> Any:
-    async with items:
-        return await anext(items)
 
 
 async def _called(bridge: Bridge) -> Any:
@@ -192,11 +183,11 @@ GIVES_A_PATH: dict[str, Callable[[Bridge], Awaitable[Any]]] = {
     "ref": lambda bridge: bridge.ref("path").pull(),
     "call": lambda bridge: bridge.call(PurePosixPath, "/a"),
     "call of an async function": lambda bridge: bridge.call(asyncio.sleep, 0, PurePosixPath("/a")),
-    "submit": lambda bridge: _awaited(bridge.submit(PurePosixPath, "/a")),
+    "submit": lambda bridge: awaited(bridge.submit(PurePosixPath, "/a")),
     "keep": _kept,
-    "iterate": lambda bridge: _first(bridge.iterate("[path]")),
+    "iterate": lambda bridge: first(bridge.iterate("[path]")),
     "callback": _called,
-    "watch": lambda bridge: _first(bridge.watch("path")),
+    "watch": lambda bridge: first(bridge.watch("path")),
 }
 
 

@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from bridgehead import (
     KernelRestarted,
     SyncBridge,
 )
-from support.cuts import cuttable
+from support.cuts import Cuts, cuttable
 from support.elsewhere import MAJORS
 from support.kit import (
     LANES,
@@ -197,13 +198,20 @@ async def test_a_restart_ends_what_waits_behind_a_cell(live: Bridge, lane: Any) 
     await nothing_is_kept(live)
 
 
+@asynccontextmanager
+async def beside_cuts(folder: Path, lane: Any) -> AsyncIterator[tuple[Bridge, Bridge, Cuts]]:
+    """Give a bridge that passes the cuts, and one to the same kernel that does not."""
+    async with (
+        cuttable(folder, lane=lane) as (bridge, cuts),
+        Bridge.attach(cuts.kernel_file) as cells,
+    ):
+        yield bridge, cells, cuts
+
+
 @pytest.mark.parametrize("lane", ["direct", "buffers"])
 async def test_every_kind_goes_on_over_a_new_connection(tmp_path: Path, lane: Any) -> None:
     """J6. The connection is cut before each kind is used, and while it is; cells do not pass it."""
-    async with (
-        cuttable(tmp_path, lane=lane) as (bridge, cuts),
-        Bridge.attach(cuts.kernel_file) as cells,
-    ):
+    async with beside_cuts(tmp_path, lane) as (bridge, cells, cuts):
         await goes_on_over_cuts(bridge, cells, cuts.cut)
 
 
@@ -212,10 +220,7 @@ async def test_what_is_asked_while_the_connection_is_cut_leaves_nothing(
     tmp_path: Path, lane: Any
 ) -> None:
     """J6. Cut at any instant of what makes one of each kind: it is made, or its outcome unknown."""
-    async with (
-        cuttable(tmp_path, lane=lane) as (bridge, cuts),
-        Bridge.attach(cuts.kernel_file) as cells,
-    ):
+    async with beside_cuts(tmp_path, lane) as (bridge, cells, cuts):
         await asked_while_cut(bridge, cells, cuts.cut)
 
 
@@ -223,10 +228,7 @@ async def test_what_is_asked_while_the_connection_is_cut_leaves_nothing(
 async def test_a_cell_that_waits_for_room_of_a_callback_goes_on_over_new_connections(
     tmp_path: Path, lane: Any
 ) -> None:
-    async with (
-        cuttable(tmp_path, lane=lane) as (bridge, cuts),
-        Bridge.attach(cuts.kernel_file) as cells,
-    ):
+    async with beside_cuts(tmp_path, lane) as (bridge, cells, cuts):
         seen: list[int] = []
 
         async def note(step: int) -> None:
